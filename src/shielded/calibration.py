@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Choosing the radius (Appendix D): the distances between images of one unshielded batch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shielded.errors import BadInput
+from shielded.guidance import Guidance, Shift, Step
+from shielded.landing import Landing
+from shielded.repel import squared_distances
+from shielded.spaces.space import Space
+
+__all__ = ["Calibration", "calibrate"]
+
+GRID = 16  # radii from 0 to twice the median distance, as the paper tests
+DEFAULT_SHARE = 0.8  # of the median distance; docs/radius.md shows what other shares do
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What one unshielded batch says about radii, in the units of the sampler's latents."""
+
+    radius: float  # the default: 0.8 of the median
+    median: float  # of all pairwise distances within a prompt
+    grid: tuple[float, ...]  # 16 radii from 0 to 2 median
+    distances: tuple[float, ...]  # all of them, ascending
+    prompts: tuple[str, ...]
+    num_images: int
+    shape: tuple[int, ...]  # of one latent
+    model: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The calibration as JSON values."""
+        return asdict(self)
+
+
+class _Watch(Guidance):
+    """Moves nothing and keeps what the pipeline returned."""
+
+    def __init__(self) -> None:
+        self.images: list[Tensor] = []
+
+    def shift(self, step: Step) -> Shift | None:
+        return None
+
+    def land(self, sample: Tensor, space: Space, step: Step) -> Landing:
+        measured = space.measure(sample)
+        self.images.append(measured)
+        return Landing(sample, measured, torch.zeros(len(sample), dtype=torch.bool), [])
+
+
+def calibrate(
+    pipe: Any,
+    prompt: str | Sequence[str] | None = None,
+    num_images: int = 16,
+    seed: int = 0,
+    cache: bool = True,
+    **call: Any,
+) -> Calibration:
+    """Generate `num_images` a prompt without shields and measure their pairwise L2 distances.
+
+    Further keyword arguments go to the pipeline's call (num_inference_steps, guidance_scale,
+    class_labels, ...). The result is kept in the user's cache folder (SHIELDED_CACHE, or
+    XDG_CACHE_HOME/shielded, or ~/.cache/shielded) under the model, its scheduler, the prompts
+    and the call; `cache=False` neither reads nor writes it. Raises BadInput for fewer than two
+    images.
+
+    Example:
+        radius = calibrate(pipe, "a dog plays with a ball").radius
+    """
+    if num_images < 2:
+        raise BadInput(f"num_images is {num_images}: a distance needs two images at least.")
+    prompts = [] if prompt is None else [prompt] if isinstance(prompt, str) else list(prompt)
+    model = _fingerprint(pipe)
+    settings = (model, prompts, num_images, seed, sorted((k, repr(v)) for k, v in call.items()))
+    digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32]
+    file = _cache_folder() / f"calibration-{digest}.json"
+    if cache and (found := _read(file)) is not None:
+        return found
+    batches = [_generate(pipe, text, num_images, seed, call) for text in (prompts or [None])]
+    distances = torch.cat([_pairs(batch) for batch in batches]).sort().values
+    median = float(distances.median())
+    if not median > 0:
+        raise BadInput("all images of the batch are equal: calibrate with other seeds or settings.")
+    result = Calibration(
+        radius=DEFAULT_SHARE * median,
+        median=median,
+        grid=tuple(torch.linspace(0, 2 * median, GRID, dtype=torch.float64).tolist()),
+        distances=tuple(distances.tolist()),
+        prompts=tuple(prompts),
+        num_images=num_images,
+        shape=tuple(batches[0].shape[1:]),
+        model=model,
+    )
+    if cache:
+        _write(file, result)
+    return result
+
+
+def _generate(pipe: Any, prompt: str | None, count: int, seed: int, call: dict[str, Any]) -> Tensor:
+    """(count, ...) finished images of one prompt, one generator an image."""
+    watch = _Watch()
+    generators = [torch.Generator().manual_seed(seed + n) for n in range(count)]
+    arguments: dict[str, Any] = {"generator": generators}
+    if prompt is not None:
+        arguments |= {"prompt": prompt, "num_images_per_prompt": count}
+    with watch.on(pipe):
+        pipe(**(arguments | call))
+    if sum(len(images) for images in watch.images) < 2:
+        raise BadInput(
+            f"{type(pipe).__name__} returned fewer than two images: pass the argument that asks it "
+            "for several (batch_size, class_labels, ...)."
+        )
+    return torch.cat(watch.images)
+
+
+def _pairs(images: Tensor) -> Tensor:
+    x = images.flatten(1)
+    upper = torch.ones(len(x), len(x), dtype=torch.bool, device=x.device).triu(1)
+    return squared_distances(x, x)[upper].sqrt().cpu()
+
+
+def _fingerprint(pipe: Any) -> str:
+    """Class, configurations and a few weights of every component."""
+    digest = hashlib.sha256(type(pipe).__name__.encode())
+    for name, part in sorted(getattr(pipe, "components", {}).items()):
+        digest.update(f"{name}:{type(part).__name__}".encode())
+        config = getattr(part, "config", None)
+        if config is not None:
+            digest.update(
+                repr(sorted((str(k), str(v)) for k, v in dict(_plain(config)).items())).encode()
+            )
+        if isinstance(part, torch.nn.Module):
+            for key, weight in part.named_parameters():
+                few = weight.detach().flatten()[:4].float().cpu().tolist()
+                digest.update(f"{key}{tuple(weight.shape)}{few}".encode())
+    return f"{type(pipe).__name__}-{digest.hexdigest()[:16]}"
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    return config.to_dict() if hasattr(config, "to_dict") else dict(config)
+
+
+def _cache_folder() -> Path:
+    if "SHIELDED_CACHE" in os.environ:
+        return Path(os.environ["SHIELDED_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shielded"
+
+
+def _read(file: Path) -> Calibration | None:
+    try:
+        values = json.loads(file.read_text())
+        for name in ("grid", "distances", "prompts", "shape"):
+            values[name] = tuple(values[name])
+        return Calibration(**values)
+    except (OSError, ValueError, TypeError, KeyError):
+        return None  # not there, or not ours: measure again
+
+
+def _write(file: Path, result: Calibration) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_suffix(f".{os.getpid()}.part")
+        part.write_text(json.dumps(result.to_dict()))
+        part.replace(file)
+    except OSError:
+        pass  # a cache that cannot be written costs time, nothing else

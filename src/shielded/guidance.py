@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Guidance: what every method is, and the three ways into a sampler.
+
+A method answers one question: given what a model call knows (`Step`), where should its expected
+output x0 be instead? In score terms, score' = score + (alpha / sigma^2) delta.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from shielded.errors import NonFinite, ShapeMismatch
+from shielded.landing import Landing
+from shielded.spaces.latent import Latent, exact
+from shielded.spaces.space import Space, space_of
+from shielded.trace import Certificate, Record, Trace
+
+__all__ = ["Guidance", "Run", "Shift", "Step"]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One model call, x_t = alpha x0 + sigma eps; x0 (B, ...) is after classifier-free guidance."""
+
+    x_t: Tensor
+    x0: Tensor
+    alpha: float
+    sigma: float
+    groups: tuple[Hashable, ...]
+    timestep: float = float("nan")
+
+    @property
+    def noise_level(self) -> float:
+        """sigma / (alpha + sigma): the flow-matching time of the same signal to noise ratio."""
+        return self.sigma / (self.alpha + self.sigma) if self.sigma else 0.0
+
+    @property
+    def noise(self) -> Tensor:
+        """x_t - alpha x0, as (B, D) float64."""
+        return flat(self.x_t) - self.alpha * flat(self.x0)
+
+
+class Shift(NamedTuple):
+    """A shift of x0: delta (B, D), zero for untouched images, and the shields each had to leave."""
+
+    delta: Tensor
+    active: Tensor
+
+
+class Guidance:
+    """Base of all methods. A subclass says `shift`, and `land` if it has a last word."""
+
+    space: Space | None = None
+
+    def shift(self, step: Step) -> Shift | None:
+        """The shift of x0 for this call, or None to leave every image untouched."""
+        raise NotImplementedError
+
+    def land(self, sample: Tensor, space: Space, step: Step) -> Landing | None:
+        """Check and move the finished images (B, ...), or None where there is nothing to check."""
+        return None
+
+    @contextmanager
+    def on(self, pipe: Any, groups: Sequence[Hashable] | None = None) -> Iterator[Run]:
+        """Guide every image that a diffusers pipeline makes inside the `with` block.
+
+        `pipe` is anything with a diffusers scheduler at `.scheduler`; the scheduler is the same
+        object, and plain again, on exit and on error. `groups` are keys, one an image or one a
+        prompt (the images of a prompt follow one another): only images of one group see each
+        other. Raises UnsupportedScheduler before anything is generated.
+        """
+        from shielded.samplers.scheduler import installed
+
+        run = Run(self, groups, self.space or space_of(pipe))
+        with installed(pipe, run):
+            yield run
+
+    def denoiser(self, fn: Callable[..., Tensor], groups: Sequence[Hashable] | None = None) -> Any:
+        """Wrap `fn(x, sigma, *args, **kwargs) -> x0` (EDM, EDM2, k-diffusion): x = x0 + sigma eps.
+
+        The returned function has the same signature, the attribute `run` (trace, certificates)
+        and a method `finish(images)` that lands and remembers what the sampler returned.
+        """
+        from shielded.samplers.denoiser import Denoiser
+
+        return Denoiser(fn, Run(self, groups, self.space or Latent()))
+
+    def correct(
+        self,
+        x0: Tensor,
+        groups: Sequence[Hashable] | None = None,
+        noise_level: float | None = None,
+    ) -> Tensor:
+        """x0 in, x0 out (B, ...): the `denoised_fn` of ADM, DiT and MDT samplers.
+
+        Without a `noise_level` a method's window is taken to be open.
+        """
+        level = getattr(self, "window", (0.5,))[0] if noise_level is None else noise_level
+        level = min(level, 1 - 1e-9)
+        step = Step(x0, x0, 1.0, level / (1 - level), expand(groups, len(x0)))
+        shift = self.shift(step)
+        return x0 if shift is None else moved(x0, shift.delta)
+
+
+class Run:
+    """One `with` block: its trace and certificates, and what an adapter calls."""
+
+    def __init__(
+        self,
+        guidance: Guidance,
+        groups: Sequence[Hashable] | None = None,
+        space: Space | None = None,
+    ):
+        self.guidance, self.groups, self.space = guidance, groups, space or Latent()
+        self.trace = Trace()
+        self.certificates: list[Certificate] = []
+        self.generation = -1
+        self.calls = 0  # of this generation
+        self.total = 0  # of all
+        self._last: Step | None = None
+
+    def begin(self) -> None:
+        """A new generation starts with the next call."""
+        self.generation += 1
+        self.calls = 0
+        self._last = None
+
+    def shift(self, step: Step) -> Tensor | None:
+        """The shift (B, D) of x0 at this call, recorded in the trace; None leaves all untouched."""
+        if not bool(step.x0.isfinite().all()):
+            raise NonFinite(
+                "the model's expected output holds NaN or infinity: try dtype=torch.float32, "
+                "another seed or a lower guidance_scale."
+            )
+        if self._last is not None and self._last.x0.shape != step.x0.shape:
+            raise ShapeMismatch(
+                f"one generation passed latents of shapes {tuple(self._last.x0.shape)} and "
+                f"{tuple(step.x0.shape)} to one scheduler: such a pipeline cannot be shielded."
+            )
+        self._last = step
+        with torch.autocast(step.x0.device.type, enabled=False):
+            shift = self.guidance.shift(step)
+        self._record(step, shift)
+        self.calls += 1
+        self.total += 1
+        return None if shift is None else shift.delta
+
+    def finish(self, sample: Tensor) -> Tensor:
+        """The generation's returned latents (B, ...), landed, certified and remembered."""
+        step = self._last
+        if step is None:
+            step = Step(sample, sample, 1.0, 0.0, expand(self.groups, len(sample)))
+        if not bool(sample.isfinite().all()):
+            raise NonFinite("the sampler returned NaN or infinity: try dtype=torch.float32.")
+        with torch.autocast(sample.device.type, enabled=False):
+            landing = self.guidance.land(sample, self.space, step)
+        if landing is None:
+            return sample
+        self.trace.landed[self.generation] = landing.moved
+        intervened = self.trace.intervened(self.generation)
+        for b, nearest in enumerate(landing.nearest):
+            self.certificates.append(
+                Certificate(
+                    self.generation,
+                    b,
+                    step.groups[b],
+                    nearest.source,
+                    nearest.reference,
+                    nearest.distance,
+                    nearest.radius,
+                    nearest.clear,
+                    bool(landing.moved[b]),
+                    bool(intervened[b]) if len(intervened) else bool(landing.moved[b]),
+                )
+            )
+        return landing.sample
+
+    def _record(self, step: Step, shift: Shift | None) -> None:
+        count = len(step.x0)
+        if shift is None:
+            none = torch.zeros(count)
+            active, delta, ratio = none.long(), none, none
+        else:
+            # score = (alpha x0 - x_t) / sigma^2 and its shift alpha delta / sigma^2
+            delta = shift.delta.norm(dim=1)
+            active, ratio = (
+                shift.active,
+                step.alpha * delta / step.noise.norm(dim=1).clamp(min=1e-30),
+            )
+        self.trace.records.append(
+            Record(
+                self.generation, self.calls, step.timestep, step.noise_level, active, delta, ratio
+            )
+        )
+
+
+def flat(x: Tensor) -> Tensor:
+    """(B, ...) as (B, D) float64, the precision that decides."""
+    return exact(x).flatten(1)
+
+
+def moved(x: Tensor, delta: Tensor, scale: float = 1.0) -> Tensor:
+    """x + scale delta for the rows that delta (B, D) touches; the others keep their bits."""
+    rows = delta.any(1).nonzero()[:, 0]
+    out = x.clone()
+    shift = (scale * delta[rows]).reshape(-1, *x.shape[1:]).to(x.device)
+    rows = rows.to(x.device)
+    out[rows] = (x[rows].to(shift.dtype) + shift).to(x.dtype)
+    return out
+
+
+def expand(groups: Sequence[Hashable] | None, count: int) -> tuple[Hashable, ...]:
+    """One key an image: as given, or each prompt's key for its images, which follow one another."""
+    if groups is None:
+        return (None,) * count
+    if isinstance(groups, str) or not len(groups) or count % len(groups):
+        raise ShapeMismatch(
+            f"{len(groups)} groups for a batch of {count} images: give one key an image, or one a "
+            "prompt."
+        )
+    return tuple(key for key in groups for _ in range(count // len(groups)))

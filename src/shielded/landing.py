@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Landing: the returned images themselves are checked, and moved out where they are inside.
+
+Samplers may not return their last x0, and rounding (to bf16, or to 8-bit pixels) moves what they
+return. So the last word is spoken here, on what the user gets: image by image, so that those
+already landed shield the next.
+"""
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from math import inf
+
+import torch
+from torch import Tensor
+
+from shielded.repel import escape, fixed_directions, project, squared_distances
+from shielded.shields import Field, Shields
+from shielded.spaces.space import Space
+
+__all__ = ["TOLERANCE", "Landing", "Nearest", "land"]
+
+TOLERANCE = 1e-5  # relative: an image at (1 - TOLERANCE) r counts as clear
+# How far beyond r the move aims, until what rounding leaves of it is clear.
+MARGINS = (1e-7, 1e-6, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 2e-2, 4e-2, 8e-2, 0.16, 0.32)
+
+
+@dataclass(frozen=True, slots=True)
+class Nearest:
+    """The reference with the smallest distance / radius of one image."""
+
+    source: str
+    reference: Hashable
+    distance: float
+    radius: float
+    clear: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Landing:
+    """Landed sample (B, ...), the images it stands for (float64), who moved (B,), nearest each."""
+
+    sample: Tensor
+    measured: Tensor
+    moved: Tensor
+    nearest: list[Nearest]
+
+
+def land(
+    sample: Tensor,
+    shields: Shields,
+    groups: Sequence[Hashable],
+    radius: float | None,
+    space: Space,
+    spare: Callable[[], Tensor],
+    move: bool = True,
+) -> Landing:
+    """Check the returned `sample` (B, ...) against all shields, and move out what is inside.
+
+    Images that are clear keep their bits. One that no attempt clears keeps the best place found,
+    and its `Nearest.clear` is False. With `move=False` it is only measured.
+    """
+    at = space.measure(sample)
+    shape = at.shape
+    at = at.flatten(1).clone()
+    moved = torch.zeros(len(at), dtype=torch.bool)
+    field = shields.field(at, groups, radius)
+    if move and bool((_inside(at, field) & field.allowed).any()):
+        sample = sample.clone()
+        for b in range(len(at)):
+            field = shields.field(at, groups, radius, reach=inf)
+            own = field.allowed[b].clone()
+            own[field.column("batch").nonzero()[b:, 0]] = False  # those land after this one
+            if not bool((_inside(at[b : b + 1], field)[0] & own).any()):
+                continue
+            z, r = field.z[own], field.r[own]
+            landed = _move_out(
+                at[b], z, r, sample[b : b + 1], space, lambda b=b: spare()[b : b + 1]
+            )
+            if landed is not None:
+                sample[b : b + 1] = landed
+                at[b] = space.measure(landed).flatten()
+                moved[b] = True
+    field = shields.field(at, groups, radius, reach=inf)
+    return Landing(sample, at.reshape(shape), moved, _nearest(at, field))
+
+
+def _inside(at: Tensor, field: Field) -> Tensor:
+    limit = field.r * (1 - TOLERANCE)
+    return squared_distances(at, field.z) < limit * limit
+
+
+def _nearest(at: Tensor, field: Field) -> list[Nearest]:
+    """For each image the reference with the smallest distance / radius."""
+    if not len(field.z):
+        return [Nearest("none", None, inf, 0.0, True)] * len(at)
+    d = squared_distances(at, field.z).sqrt()
+    # Radius 0 shields nothing: such references come last, the nearest of them first.
+    share = torch.where(field.r > 0, d / field.r, 1e300 * (1 + d / (1 + d)))
+    best = torch.where(field.allowed, share, inf)
+    value, index = best.min(1)
+    found = []
+    for b, m in enumerate(index.tolist()):
+        if not bool(field.allowed[b, m]):
+            found.append(Nearest("none", None, inf, 0.0, True))
+            continue
+        clear = float(value[b]) >= 1 - TOLERANCE
+        found.append(Nearest(*field.label(m), float(d[b, m]), float(field.r[m]), clear))
+    return found
+
+
+def _move_out(
+    x: Tensor, z: Tensor, r: Tensor, like: Tensor, space: Space, spare: Callable[[], Tensor]
+) -> Tensor | None:
+    """A sample (1, ...) whose image is outside all shields, or the best of all attempts.
+
+    The move is made in float64 and then returned in the sample's own precision, so it aims a
+    little further until what arrives is clear.
+    """
+    best, best_share = None, float((squared_distances(x[None], z)[0].sqrt() / r).min())
+    for margin in MARGINS:
+        y = _exit(x, z, (r * (1 + margin)) ** 2, space.box, spare)
+        if y is None:
+            continue
+        image = y.to(like.dtype).reshape(like.shape)
+        arrived = space.measure(image).flatten(1)
+        share = float((squared_distances(arrived, z)[0].sqrt() / r).min())
+        if share > best_share:
+            best, best_share = image, share
+        if share >= 1:
+            break
+    return best
+
+
+def _exit(
+    x: Tensor,
+    z: Tensor,
+    r2: Tensor,
+    box: tuple[float, float] | None,
+    spare: Callable[[], Tensor],
+) -> Tensor | None:
+    """A point outside all shields z (M, D) and inside the box, near x (D,)."""
+    everyone = torch.ones((1, len(z)), dtype=torch.bool, device=x.device)
+    if box is None:
+        y = project(x[None], z, r2, everyone, spare)[0][0]
+        return y if bool(y.isfinite().all()) else None
+    low, high = box
+    y, free = x.clamp(low, high), torch.ones_like(x, dtype=torch.bool)
+    # A coordinate that leaves the box stays on its wall, and the others make up for it: the wall
+    # cuts each ball to a smaller one, of squared radius r^2 - |what is fixed|^2.
+    while bool(free.any()):
+        paid = (y - z)[:, ~free].square().sum(1)
+        part = project(
+            y[free][None], z[:, free], r2 - paid, everyone, lambda free=free: spare()[:, free]
+        )[0][0]
+        if not bool(part.isfinite().all()):
+            break
+        over = (part < low) | (part > high)
+        y[free] = part.clamp(low, high) if bool(over.any()) else part
+        if not bool(over.any()):
+            return y
+        free = free.clone()
+        free[free.nonzero()[:, 0][over]] = False
+        y[free] = x[free].clamp(low, high)
+    # Straight lines to corners stay in the box: first the corners far from the references.
+    corners = torch.cat([-z, -z.mean(0)[None], fixed_directions(64, x)])
+    y = escape(x.clamp(low, high), z, r2, torch.where(corners >= 0, high, low))
+    return y if bool(y.isfinite().all()) else None

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The trick: a transparent subclass of the pipeline's own scheduler, while a block lasts.
+
+`scheduler.step(out, t, x_t)` is where x_t, t and the final prediction meet in almost every diffusers
+pipeline. The scheduler object stays the same; only its class changes, to one whose `step` moves the
+expected output and, after the last call, lands the returned latents.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import functools
+import inspect
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from shielded.errors import BadInput, NotShielded, UnsupportedScheduler
+from shielded.guidance import Step, exact, expand, moved
+from shielded.samplers.affine import affine, check, clipped, finished
+
+if TYPE_CHECKING:
+    from shielded.guidance import Run
+
+__all__ = ["installed"]
+
+
+@contextmanager
+def installed(pipe: Any, run: Run) -> Iterator[None]:
+    """Shield `pipe.scheduler` with the run's guidance; plain again on exit and on error."""
+    scheduler = getattr(pipe, "scheduler", None)
+    if not hasattr(scheduler, "step"):
+        raise BadInput(f"{type(pipe).__name__} has no scheduler: pass a diffusers pipeline.")
+    check(scheduler)
+    plain = type(scheduler)
+    twins = any(cls.__name__ == "DiTPipeline" for cls in type(pipe).__mro__)
+    adapter = Adapter(run, plain, twins)
+    scheduler.__class__ = adapter.subclass()
+    try:
+        yield
+        if pipe.scheduler is not scheduler:
+            raise NotShielded(
+                "pipe.scheduler was replaced in the block, so what came after is not shielded: "
+                "set the scheduler before the block."
+            )
+        if not run.total:
+            raise NotShielded(
+                f"no call of {plain.__name__}.step was seen in the block: generate inside it; if "
+                f"you did, {type(pipe).__name__} samples with a copy of its scheduler and cannot be "
+                "shielded."
+            )
+        adapter.close()
+    finally:
+        scheduler.__class__ = plain
+
+
+class Adapter:
+    """Between one scheduler class and one run."""
+
+    def __init__(self, run: Run, plain: type, twins: bool):
+        self.run, self.plain, self.twins = run, plain, twins
+        self.signature = inspect.signature(plain.step)
+        self.open = False  # a generation has begun and not finished
+
+    def subclass(self) -> type:
+        """A class that looks like the plain one, and whose `step` and `set_timesteps` tell us."""
+        adapter, plain = self, self.plain
+
+        @functools.wraps(plain.step)
+        def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+            return adapter.step(self, *args, **kwargs)
+
+        @functools.wraps(plain.set_timesteps)
+        def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> Any:
+            adapter.close()
+            return plain.set_timesteps(self, *args, **kwargs)
+
+        def __reduce_ex__(self: Any, protocol: int) -> Any:
+            # Copies and pickles are plain: a copy's images are its owner's, not this run's.
+            return copyreg.__newobj__, (plain,), self.__dict__  # type: ignore[attr-defined]
+
+        members = {
+            "step": step,
+            "set_timesteps": set_timesteps,
+            "__reduce_ex__": __reduce_ex__,
+            "__module__": plain.__module__,
+            "__qualname__": plain.__qualname__,
+            "__doc__": plain.__doc__,
+        }
+        return type(plain.__name__, (plain,), members)
+
+    def step(self, scheduler: Any, *args: Any, **kwargs: Any) -> Any:
+        """`plain.step`, with x0 moved before it and the returned latents landed after the last."""
+        call = self.signature.bind(scheduler, *args, **kwargs)
+        call.apply_defaults()
+        self._refuse(scheduler, call.arguments)
+        timestep, x_t = call.arguments["timestep"], call.arguments["sample"]
+        if not self.open:
+            self.run.begin()
+            self.open = True
+        self._shift(scheduler, call.arguments, timestep, x_t)
+        result = self.plain.step(*call.args, **call.kwargs)  # type: ignore[attr-defined]
+        if finished(scheduler, timestep):
+            self.open = False
+            result = self._land(result)
+        return result
+
+    def close(self) -> None:
+        """A new schedule begins, or the block ends: was the last one run to its end?"""
+        if self.open:
+            self.open = False
+            warnings.warn(
+                "a generation stopped before the last timestep of its schedule: its images were "
+                "guided, but not checked and not certified.",
+                stacklevel=4,
+            )
+
+    def _shift(self, scheduler: Any, arguments: dict[str, Any], timestep: Any, x_t: Tensor) -> None:
+        name, out = "model_output", arguments["model_output"]
+        alpha, sigma, a, b = affine(scheduler, timestep)
+        if arguments.get("pred_original_sample") is not None:  # EDM Euler: x0 is given as it is
+            name, out, a, b = "pred_original_sample", arguments["pred_original_sample"], 0.0, 1.0
+        half = self._half(x_t, out)
+        rows, channels = slice(half), slice(x_t.shape[1])  # beyond them: a twin, a learned variance
+        head = out[rows, channels]
+        raw = a * exact(x_t[rows]) + b * exact(head)
+        x0 = clipped(scheduler, raw)
+        count = len(x0)
+        step = Step(x_t[rows], x0, alpha, sigma, expand(self.run.groups, count), float(timestep))
+        delta = self.run.shift(step)
+        if delta is None or abs(b) < 1e-12:  # b = 0: this call's x0 is x_t itself; landing is left
+            return
+        if x0 is not raw:
+            touched = delta.any(1, keepdim=True)
+            delta = torch.where(touched, delta + (x0 - raw).flatten(1), 0.0)
+        head = moved(head, delta, 1 / b)
+        if half != len(x_t):
+            head = torch.cat([head, head])
+        if head.shape != out.shape:
+            head = torch.cat([head, out[:, x_t.shape[1] :]], 1)
+        arguments[name] = head
+
+    def _half(self, x_t: Tensor, out: Tensor) -> int:
+        """How many images the batch holds: DiT passes each twice under guidance."""
+        half = len(x_t) // 2
+        twice = self.twins and len(x_t) % 2 == 0 and half > 0
+        if twice and torch.equal(x_t[:half], x_t[half:]) and torch.equal(out[:half], out[half:]):
+            return half
+        return len(x_t)
+
+    def _land(self, result: Any) -> Any:
+        """Replace the returned latents, and the denoised ones where they are the same tensor."""
+        sample = result[0] if isinstance(result, tuple) else result.prev_sample
+        half = self._half(sample, sample)
+        landed = self.run.finish(sample[:half])
+        if half != len(sample):
+            landed = torch.cat([landed, landed])
+        if isinstance(result, tuple):
+            return tuple(
+                landed if isinstance(part, Tensor) and _same(part, sample) else part
+                for part in result
+            )
+        for name in ("prev_sample", "pred_original_sample", "denoised"):
+            part = getattr(result, name, None)
+            if isinstance(part, Tensor) and _same(part, sample):
+                setattr(result, name, landed)
+        return result
+
+    def _refuse(self, scheduler: Any, arguments: dict[str, Any]) -> None:
+        if arguments.get("per_token_timesteps") is not None:
+            raise UnsupportedScheduler(
+                "per-token timesteps give every token its own noise level: such a call cannot be "
+                "shielded."
+            )
+        if (
+            arguments.get("s_churn")
+            and "Euler" in self.plain.__name__
+            and "Flow" not in self.plain.__name__
+        ):
+            raise UnsupportedScheduler(
+                f"{self.plain.__name__} with s_churn adds noise before x0 is known: leave it at 0."
+            )
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a is b or (a.shape == b.shape and torch.equal(a, b))

@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What to keep away from: the batch itself, earlier images, given images."""
+
+from shielded.shields.shields import Field, Shields
+
+__all__ = ["Field", "Shields"]

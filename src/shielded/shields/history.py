@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The images of finished runs, remembered group by group."""
+
+import json
+from collections.abc import Hashable, Sequence
+from math import inf
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from shielded.errors import BadInput, ShapeMismatch
+from shielded.shields.images import SCREEN, within
+from shielded.shields.shields import References, same_group
+
+
+class History:
+    """Each image keeps away from the earlier images of its own group."""
+
+    name = "history"
+
+    def __init__(self, radius: float | None = None):
+        self.radius = radius
+        self.forget()
+
+    def forget(self) -> None:
+        """Empty the history."""
+        self.latents: Tensor | None = None  # (K, ...) float32
+        self.groups: list[Hashable] = []
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def remember(self, latents: Tensor, groups: Sequence[Hashable]) -> None:
+        """Add finished images (N, ...) with their groups."""
+        latents = latents.detach().to(torch.float32)
+        if self.latents is not None:
+            if latents.shape[1:] != self.latents.shape[1:]:
+                raise ShapeMismatch(
+                    f"history holds latents of shape {tuple(self.latents.shape[1:])}, this run "
+                    f"returned {tuple(latents.shape[1:])}: call forget(), or keep one history a "
+                    "model and image size."
+                )
+            latents = torch.cat([self.latents, latents.to(self.latents.device)])
+        self.latents = latents
+        self.groups = [*self.groups, *groups]
+
+    def references(self, x: Tensor, groups: Sequence[Hashable], reach: float) -> References:
+        """The remembered images of the groups in this batch."""
+        if self.latents is None:
+            return References(x[:0], x.new_zeros((len(x), 0), dtype=torch.bool), ())
+        if self.latents.device != x.device:
+            self.latents = self.latents.to(x.device)
+        present = set(groups)
+        mine = [k for k, key in enumerate(self.groups) if key in present]
+        z = self.latents.flatten(1)
+        if len(mine) < len(z):
+            z = z[mine]
+        whole = len(mine) < SCREEN or z.shape[1] != x.shape[1] or reach == inf
+        if not whole:
+            keep = within(x, z, reach).nonzero()[:, 0].tolist()
+            z, mine = z[keep], [mine[k] for k in keep]
+        allowed = same_group(groups, [self.groups[k] for k in mine], x.device)
+        return References(z.to(x), allowed, mine, whole)
+
+    def save(self, path: str | Path) -> None:
+        """Write latents and groups as one safetensors file; groups must be JSON values."""
+        from safetensors.torch import save_file
+
+        try:
+            groups = json.dumps(self.groups)
+        except TypeError as error:
+            raise BadInput(f"history groups cannot be saved ({error}): use strings.") from error
+        latents = torch.zeros(0) if self.latents is None else self.latents.contiguous().cpu()
+        path = Path(path)
+        part = path.with_name(path.name + ".part")
+        save_file({"latents": latents}, part, metadata={"groups": groups})
+        part.replace(path)  # a reader sees the old file or the new one, never half of it
+
+    def load(self, path: str | Path) -> None:
+        """Replace the history by what `save` wrote."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, "pt") as file:
+                latents, groups = file.get_tensor("latents"), (file.metadata() or {})["groups"]
+                groups = [_hashable(key) for key in json.loads(groups)]
+        except FileNotFoundError as error:
+            raise BadInput(f"no history at {path}: save one there first.") from error
+        except (SafetensorError, KeyError, OSError, ValueError) as error:
+            raise BadInput(f"{path} is not a saved history: {error}.") from error
+        if len(groups) != len(latents) or not bool(latents.isfinite().all()):
+            raise BadInput(f"{path} is damaged: save the history again.")
+        self.latents, self.groups = (latents if groups else None), groups
+
+    def __repr__(self) -> str:
+        return f"Shields.history({'' if self.radius is None else f'radius={self.radius}'})"
+
+
+def _hashable(key: object) -> Hashable:
+    """JSON turns tuples into lists: turn them back."""
+    return tuple(_hashable(part) for part in key) if isinstance(key, list) else key  # type: ignore[return-value]

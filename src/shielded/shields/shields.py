@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shields: sources of references joined with `+`, and the field of shields that they make."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from shielded.errors import BadInput, ShapeMismatch
+
+if TYPE_CHECKING:
+    from shielded.shields.history import History
+
+
+@dataclass(frozen=True, slots=True)
+class References:
+    """References of one source: z (M, D) float64, who has to keep away (B, M), their ids.
+
+    `whole` tells that no reference was left out, however far an image may move.
+    """
+
+    z: Tensor
+    allowed: Tensor
+    ids: Sequence[Hashable]
+    whole: bool = True
+
+
+class Source(Protocol):
+    """Anything that can name the references near given points."""
+
+    name: str
+    radius: float | None
+
+    def references(self, x: Tensor, groups: Sequence[Hashable], reach: float) -> References:
+        """All references within `reach` of any x (B, D), float64; more is allowed, fewer is not."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """The shields around a batch: z (M, D), r (M,), allowed (B, M), and where each comes from."""
+
+    z: Tensor
+    r: Tensor
+    allowed: Tensor
+    origin: tuple[tuple[str, Sequence[Hashable]], ...]
+    whole: bool
+
+    def column(self, source: str) -> Tensor:
+        """(M,) bool: the references of the sources of that name."""
+        flags = [name == source for name, ids in self.origin for _ in range(len(ids))]
+        return torch.tensor(flags, dtype=torch.bool, device=self.z.device)
+
+    def label(self, m: int) -> tuple[str, Hashable]:
+        """Source name and id of reference m."""
+        for name, ids in self.origin:
+            if m < len(ids):
+                return name, ids[m]
+            m -= len(ids)
+        raise IndexError(m)
+
+
+@dataclass(frozen=True, slots=True)
+class Shields:
+    """What to keep away from. Make one with a class method below, join several with `+`.
+
+    Each source may have a radius of its own (in the units of the sampler's latents); a source
+    without one takes the radius of the guidance that uses it.
+
+    Example:
+        >>> Shields.batch() + Shields.history(radius=12.0)
+        Shields.batch() + Shields.history(radius=12.0)
+    """
+
+    sources: tuple[Source, ...]
+
+    @classmethod
+    def batch(cls, radius: float | None = None) -> Shields:
+        """The other images of the batch, at their x0 of this very step (Eq. 8)."""
+        from shielded.shields.batch import Batch
+
+        return cls((Batch(check_radius(radius)),))
+
+    @classmethod
+    def history(cls, radius: float | None = None, path: str | Path | None = None) -> Shields:
+        """The images of every finished run, group by group; `path` loads a saved history."""
+        from shielded.shields.history import History
+
+        history = History(check_radius(radius))
+        if path is not None:
+            history.load(path)
+        return cls((history,))
+
+    @classmethod
+    def images(
+        cls,
+        latents: Tensor,
+        radius: float | None = None,
+        ids: Sequence[Hashable] | None = None,
+    ) -> Shields:
+        """A set of latents (K, ...) held in memory, in the sampler's space; `ids` name them."""
+        from shielded.shields.images import Images
+
+        return cls((Images(latents, check_radius(radius), ids),))
+
+    def __add__(self, other: Shields) -> Shields:
+        return Shields(self.sources + other.sources)
+
+    def __repr__(self) -> str:
+        return " + ".join(repr(source) for source in self.sources)
+
+    @property
+    def histories(self) -> tuple[History, ...]:
+        """The sources that remember finished images."""
+        return tuple(source for source in self.sources if hasattr(source, "remember"))  # type: ignore[misc]
+
+    def field(
+        self, x: Tensor, groups: Sequence[Hashable], radius: float | None, reach: float = 0.0
+    ) -> Field:
+        """The field of all shields that x (B, D) is in or could enter by moving at most `reach`."""
+        parts, radii = [], []
+        for source in self.sources:
+            r = source.radius if source.radius is not None else radius
+            if r is None:
+                raise BadInput(
+                    f"{source!r} has no radius: give the guidance a radius= or the source its own."
+                )
+            part = source.references(x, groups, r + reach)
+            if len(part.z) and part.z.shape[1] != x.shape[1]:
+                raise ShapeMismatch(
+                    f"{source!r} holds latents of {part.z.shape[1]} numbers, the sampler's have "
+                    f"{x.shape[1]}: use references of the same model and image size."
+                )
+            parts.append((source.name, part))
+            radii.append(x.new_full((len(part.z),), r))
+        if not parts:
+            return Field(x[:0], x.new_zeros(0), x.new_zeros((len(x), 0)).bool(), (), True)
+        return Field(
+            torch.cat([part.z for _, part in parts]),
+            torch.cat(radii),
+            torch.cat([part.allowed for _, part in parts], 1),
+            tuple((name, part.ids) for name, part in parts),
+            all(part.whole for _, part in parts),
+        )
+
+
+def check_radius(radius: float | None) -> float | None:
+    """The radius as a float, or an error if it is negative, NaN or infinite."""
+    if radius is None:
+        return None
+    if not math.isfinite(radius) or radius < 0:
+        raise BadInput(f"radius is {radius}: it must be a finite number, 0 or larger.")
+    return float(radius)
+
+
+def same_group(a: Sequence[Hashable], b: Sequence[Hashable], device: torch.device) -> Tensor:
+    """(len(a), len(b)) bool: which pairs of keys are equal."""
+    number = {key: n for n, key in enumerate(dict.fromkeys((*a, *b)))}
+    left = torch.tensor([number[key] for key in a], device=device, dtype=torch.long)
+    right = torch.tensor([number[key] for key in b], device=device, dtype=torch.long)
+    return left[:, None] == right

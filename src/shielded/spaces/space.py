@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a space has to say, and which one a pipeline works in."""
+
+from typing import Any, Protocol
+
+from torch import Tensor
+
+
+class Space(Protocol):
+    """The place where distances between finished images are measured."""
+
+    box: tuple[float, float] | None
+
+    def measure(self, sample: Tensor) -> Tensor:
+        """The finished image (B, ...) that `sample` (B, ...) stands for, as float64."""
+        ...
+
+
+# Components that turn latents into pixels, by the names that diffusers' pipelines give them.
+DECODERS = (
+    "vae",
+    "vqvae",
+    "movq",
+    "vqgan",
+    "image_vae",
+    "vae_decoder",
+    "decoder_vae",
+    "first_stage",
+)
+
+
+def space_of(pipe: Any) -> Space:
+    """Pixels for a pipeline without any decoder (IF, DDPM, the bundled ones), else Latent.
+
+    A pipeline may say so itself through an attribute `shield_space`.
+    """
+    from shielded.spaces.latent import Latent
+    from shielded.spaces.pixels import Pixels
+
+    stated = getattr(pipe, "shield_space", None)
+    if stated is not None:
+        return stated
+    components = getattr(pipe, "components", None)
+    if not isinstance(components, dict):
+        return Latent()
+    decodes = any(components.get(name) is not None for name in DECODERS)
+    return Latent() if decodes or "unet" not in components else Pixels()

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SPELL, sparse repellency (arXiv 2410.06025): the method of the paper."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from shielded.errors import BadInput, ShieldedError
+from shielded.guidance import Guidance, Shift, Step, flat
+from shielded.landing import Landing, land
+from shielded.repel import fixed_directions, project, repel_sum, squared_distances
+from shielded.shields import Field, Shields
+from shielded.shields.shields import check_radius
+from shielded.spaces.space import Space
+
+__all__ = ["Spell"]
+
+OVERLAP = ("project", "sum")
+
+
+class Spell(Guidance):
+    """Keep expected outputs outside balls around references, and leave all others untouched.
+
+    Args:
+        shields: what to keep away from; by default the batch and the history.
+        radius: of every shield without its own, in the units of the sampler's latents (L2);
+            `calibrate` measures one.
+        overcompensation: lam, the factor on every move; 1.6 is good on several models.
+        overlap: "project" moves to one point outside all shields that overlap; "sum" adds the
+            single moves up, as the paper does. With one active shield both are Eq. 5.
+        window: (start, stop) noise levels sigma / (alpha + sigma) between which x0 is moved.
+        space: where finished images are measured; found from the pipeline by default.
+        landing: move finished images that are still inside. If False they are only certified.
+
+    Raises:
+        BadInput: for values that cannot be used.
+
+    Example:
+        >>> Spell(Shields.batch(), radius=20.0)
+        Spell(Shields.batch(), radius=20.0, overcompensation=1.0, overlap='project')
+    """
+
+    def __init__(
+        self,
+        shields: Shields | None = None,
+        radius: float | None = None,
+        overcompensation: float = 1.0,
+        overlap: str = "project",
+        window: tuple[float, float] = (1.0, 0.0),
+        space: Space | None = None,
+        landing: bool = True,
+    ):
+        self.shields = Shields.batch() + Shields.history() if shields is None else shields
+        self.radius = check_radius(radius)
+        bare = [s for s in self.shields.sources if s.radius is None]
+        if bare and radius is None:
+            raise BadInput(f"{bare[0]!r} has no radius: pass radius=, or measure one: calibrate.")
+        if not (math.isfinite(overcompensation) and overcompensation >= 0):
+            raise BadInput(f"overcompensation is {overcompensation}: it must be finite and >= 0.")
+        if overlap not in OVERLAP:
+            raise BadInput(f"overlap is {overlap!r}: it must be one of {', '.join(OVERLAP)}.")
+        start, stop = window
+        if not 1 >= start >= stop >= 0:
+            raise BadInput(f"window is {window}: it must have 1 >= start >= stop >= 0.")
+        self.overcompensation, self.overlap = float(overcompensation), overlap
+        self.window, self.space, self.landing = (float(start), float(stop)), space, landing
+
+    def shift(self, step: Step) -> Shift | None:
+        """Eq. 5 and Eq. 8, or the move outside of overlapping shields."""
+        start, stop = self.window
+        if not start >= step.noise_level >= stop:
+            return None
+        x = flat(step.x0)
+        move = self._sum if self.overlap == "sum" else self._project
+        y, near = move(x, step)
+        if not bool(near.any()):
+            return None
+        return Shift(self.overcompensation * (y - x), near.sum(1))
+
+    def land(self, sample: Tensor, space: Space, step: Step) -> Landing:
+        """Check the returned images, move those inside, remember all of them."""
+        landing = land(
+            sample,
+            self.shields,
+            step.groups,
+            self.radius,
+            space,
+            lambda: _spare(step),
+            move=self.landing,
+        )
+        for history in self.shields.histories:
+            history.remember(landing.measured, step.groups)
+        return landing
+
+    def forget(self) -> None:
+        """Empty the history."""
+        for history in self.shields.histories:
+            history.forget()
+
+    def _project(self, x: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+        spare = _once(lambda: _spare(step))
+        reach = 0.0
+        while True:  # until no reference that the move could reach has been left out
+            field = self._field(x, step, reach)
+            y, near = project(x, field.z, field.r**2, field.allowed, spare)
+            far = float((y - x).norm(dim=1).max()) if not field.whole else 0.0
+            if not far > reach:
+                break
+            reach = 2 * far
+        if not bool(y.isfinite().all()):
+            raise ShieldedError("no way out of the shields was found: use a smaller radius.")
+        return y, near
+
+    def _sum(self, x: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+        field = self._field(x, step)
+        d2 = squared_distances(x, field.z)
+        near = field.allowed & (d2 < field.r**2)
+        y = x + repel_sum(x, field.z, field.r, field.allowed)
+        same = near & (d2 == 0)
+        if bool(same.any()):  # Eq. 5 has no direction there: the noise gives one
+            length = torch.where(same, field.r, 0.0).amax(1, keepdim=True)
+            spare = _spare(step)
+            y = y + length * spare / spare.norm(dim=1, keepdim=True)
+        return y, near
+
+    def _field(self, x: Tensor, step: Step, reach: float = 0.0) -> Field:
+        return self.shields.field(x, step.groups, self.radius, reach)
+
+    def __repr__(self) -> str:
+        return (
+            f"Spell({self.shields!r}, radius={self.radius}, "
+            f"overcompensation={self.overcompensation}, overlap={self.overlap!r})"
+        )
+
+
+def _spare(step: Step) -> Tensor:
+    """Directions (B, D) for images that coincide with references: their noise.
+
+    A little of a fixed direction of its own keeps even equal images of a batch apart.
+    """
+    noise = step.noise
+    noise = noise / noise.norm(dim=1, keepdim=True).clamp(min=1e-30)
+    return noise + 0.1 * fixed_directions(len(noise), noise)
+
+
+def _once(make: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    made: list[Tensor] = []
+
+    def get() -> Tensor:
+        if not made:
+            made.append(make())
+        return made[0]
+
+    return get
