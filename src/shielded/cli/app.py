@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands, and the help that a newcomer reads first."""
+
+from typing import Annotated
+
+import typer
+
+from shielded.cli.calibrate import calibrate
+from shielded.cli.generate import generate
+from shielded.cli.models import models
+
+app = typer.Typer(
+    name="shielded",
+    help="Images that differ from each other and stay away from given ones.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(generate)
+app.command()(calibrate)
+app.command()(models)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from shielded import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Images that differ from each other and stay away from given ones."""

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report page: one HTML file that needs no network and no other file."""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from itertools import groupby
+from typing import Any
+
+from PIL import Image
+
+from shielded.report.pair import Pair
+
+EXACT = 128  # images up to this size are embedded as they are, larger ones as previews
+PREVIEW = 256
+
+
+@dataclass(frozen=True)
+class Row:
+    """One seed as the page shows it."""
+
+    seed: int
+    plain: str | None
+    shielded: str
+    clear: bool
+    intervened: bool
+    outcome: str
+    reference: str
+    distance: str
+    radius: str
+
+
+def page(run: dict[str, Any], pairs: Sequence[Pair], plot: bytes, dark_plot: bytes) -> str:
+    """The page for the content of run.json, its images and the trace plot in two themes."""
+    from jinja2 import Environment, StrictUndefined
+
+    source = files("shielded.report").joinpath("templates/page.html").read_text("utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined)
+    prompts = run["prompts"]
+    return environment.from_string(source).render(
+        title=prompts[0] if len(prompts) == 1 else f"{len(prompts)} prompts",
+        subtitle=_subtitle(run),
+        facts=_facts(run["summary"]),
+        avoided=_avoided(run["settings"]),
+        sections=[
+            {"prompt": prompt, "rows": [_row(pair) for pair in group]}
+            for prompt, group in groupby(pairs, key=lambda pair: pair.prompt)
+        ],
+        has_plain=any(pair.plain is not None for pair in pairs),
+        all_clear=all(pair.clear for pair in pairs),
+        pixels=max(pairs[0].shielded.size) <= EXACT,
+        plot=data_uri(plot, "image/png"),
+        dark_plot=data_uri(dark_plot, "image/png"),
+        settings=_settings(run),
+        command=run["command"],
+        versions=", ".join(f"{name} {number}" for name, number in run["versions"].items()),
+    )
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    """The content itself in place of an address."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def picture(image: Image.Image) -> str:
+    """A small image exactly, as PNG; a large one as a WebP preview."""
+    buffer = io.BytesIO()
+    if max(image.size) <= EXACT:
+        image.save(buffer, "PNG", optimize=True)
+        return data_uri(buffer.getvalue(), "image/png")
+    preview = image.convert("RGB")
+    preview.thumbnail((PREVIEW, PREVIEW), Image.Resampling.LANCZOS)
+    preview.save(buffer, "WEBP", quality=88)
+    return data_uri(buffer.getvalue(), "image/webp")
+
+
+def number(value: float | None) -> str:
+    """Four figures; a dash where there is none."""
+    return "-" if value is None else f"{value:.4g}"
+
+
+def outcome(pair: Pair) -> str:
+    """What SPELL did to an image, in a few words."""
+    if pair.certificate["landed"]:
+        return "moved after the last step"
+    return "moved" if pair.intervened else "not touched"
+
+
+def _row(pair: Pair) -> Row:
+    certificate = pair.certificate
+    return Row(
+        seed=pair.seed,
+        plain=picture(pair.plain) if pair.plain is not None else None,
+        shielded=picture(pair.shielded),
+        clear=pair.clear,
+        intervened=pair.intervened,
+        outcome=outcome(pair),
+        reference=certificate.get("nearest") or "none",
+        distance=number(certificate["distance"]),
+        radius=number(certificate["radius"]),
+    )
+
+
+def _subtitle(run: dict[str, Any]) -> str:
+    first, last = run["seed"], run["seed"] + run["num_images"] - 1
+    seeds = f"seed {first}" if first == last else f"seeds {first} to {last}"
+    return f"{run['model']['name']}, {seeds}, radius {number(run['settings']['radius'])}"
+
+
+def _facts(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    total = summary["images"]
+    facts = [
+        ("images", str(total)),
+        ("moved by SPELL", str(summary["moved"])),
+        ("clear", f"{total - summary['not_clear']} of {total}"),
+    ]
+    if summary["identical"] is not None:
+        facts.insert(2, ("the same as plain", str(summary["identical"])))
+    plain, shielded = summary["nearest_pair_plain"], summary["nearest_pair_shielded"]
+    if plain is not None and shielded is not None:
+        facts.append(("nearest pair of images, plain", number(plain)))
+        facts.append(("nearest pair, with SPELL", number(shielded)))
+    return facts
+
+
+def _avoided(settings: dict[str, Any]) -> str:
+    """What this run kept away from, as the end of a sentence."""
+    others = "another image of the same prompt"
+    if not settings["protected"]:
+        return others
+    count = len(settings["protected"])
+    return (
+        f"{others}, or to one of the {count} protected images"
+        if count > 1
+        else (f"{others}, or to the protected image")
+    )
+
+
+def _settings(run: dict[str, Any]) -> list[tuple[str, str]]:
+    shown = {**run["model"], **run["settings"], "seconds": run["summary"]["seconds"]["total"]}
+    shown["protected"] = len(shown["protected"]) or None
+    return [
+        (name.replace("_", " "), _plain_value(value))
+        for name, value in shown.items()
+        if value is not None
+    ]
+
+
+def _plain_value(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    if isinstance(value, (list, tuple)):
+        return " to ".join(_plain_value(part) for part in value)
+    return str(value)
