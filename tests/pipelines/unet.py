@@ -34,8 +34,8 @@ def stable_diffusion():
 
 @family
 def stable_diffusion_img2img():
-    """Starts from a noised image, part of the way down."""
-    scheduler = sd_noise(clip_sample=False, steps_offset=1)
+    """Starts from a noised image, part of the way down; PNDM counts its calls from there."""
+    scheduler = sd_noise("PNDMScheduler", skip_prk_steps=True, steps_offset=1)
     pipe = diffusers.StableDiffusionImg2ImgPipeline(**_clip_parts(), scheduler=scheduler)
     call = {"prompt": PROMPT, "image": [_picture()] * 2, "strength": 0.8}
     return pipe, call | {"num_inference_steps": 4}
