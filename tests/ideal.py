@@ -166,5 +166,7 @@ def _set_timesteps(scheduler: Any, steps: int) -> None:
         steps = max(steps, 8)
     if name == "LTXEulerAncestralRFScheduler":
         scheduler.set_timesteps(sigmas=torch.linspace(1, 0, steps + 1).tolist())
+    elif name == "SCMScheduler":
+        scheduler.set_timesteps(steps, intermediate_timesteps=None)
     else:
         scheduler.set_timesteps(steps)

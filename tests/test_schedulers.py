@@ -4,6 +4,7 @@
 import copy
 import inspect
 import pickle
+from typing import ClassVar
 
 import diffusers
 import pytest
@@ -58,7 +59,7 @@ def test_our_x0_is_the_scheduler_s(case: Case):
         _, _, a, b = affine(scheduler, names["timestep"])
         ours = a * names["sample"].double() + b * names["model_output"].double()
         result = step(*args, **kwargs)
-        if len(result) > 1:
+        if len(result) > 1 and not case.cls.startswith("TCD"):  # TCD reports another quantity
             theirs = result[1].double()
             calls.append(float((ours - theirs).norm() / (1 + theirs.norm())))
         return result
@@ -66,7 +67,8 @@ def test_our_x0_is_the_scheduler_s(case: Case):
     watched.__signature__ = inspect.signature(step)  # type: ignore[attr-defined]
     scheduler.step = watched
     sample(scheduler, ideal(DATA), SHAPE)
-    assert all(error < 2e-5 for error in calls)
+    # Relative, and larger where x0 is a small difference of large numbers (alpha near 0).
+    assert all(error < 1e-4 for error in calls)
     reports = {"DDIM", "DDPM", "UnCLIP", "EulerD", "Heun", "KDPM2", "LCM", "SCM", "EDMEuler", "LMS"}
     if any(case.cls.startswith(name) for name in reports):
         assert calls
@@ -225,7 +227,7 @@ def test_the_class_is_transparent_and_restored():
 
 def test_refusals_name_the_remedy():
     class Other:
-        config = {}
+        config: ClassVar = {}
 
         def step(self):
             pass
@@ -271,7 +273,7 @@ def test_never_silently_unprotected():
 
 
 def test_bad_latents_are_named_and_the_scheduler_is_restored():
-    pipe = Pipe(diffusers.DDIMScheduler())
+    pipe = Pipe(diffusers.DDIMScheduler(clip_sample=False))
     plain, x = type(pipe.scheduler), torch.randn(SHAPE)
     pipe.scheduler.set_timesteps(4)
     t = pipe.scheduler.timesteps[0]
@@ -285,7 +287,7 @@ def test_bad_latents_are_named_and_the_scheduler_is_restored():
             pipe.scheduler.step(x, t, x)
     with pytest.raises(ShapeMismatch, match="groups"), spell.on(pipe, groups=["a", "b", "c", "d"]):
         pipe.scheduler.step(x, t, x)
-    with pytest.raises(ShapeMismatch, match="two|shapes"), spell.on(pipe):
+    with pytest.raises(ShapeMismatch, match="latents of shapes"), spell.on(pipe):
         pipe.scheduler.step(x, t, x)
         pipe.scheduler.step(x[:, :1], t, x[:, :1])
 

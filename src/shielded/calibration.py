@@ -65,15 +65,16 @@ def calibrate(
     num_images: int = 16,
     seed: int = 0,
     cache: bool = True,
+    batch_size: int | None = None,
     **call: Any,
 ) -> Calibration:
     """Generate `num_images` a prompt without shields and measure their pairwise L2 distances.
 
     Further keyword arguments go to the pipeline's call (num_inference_steps, guidance_scale,
-    class_labels, ...). The result is kept in the user's cache folder (SHIELDED_CACHE, or
-    XDG_CACHE_HOME/shielded, or ~/.cache/shielded) under the model, its scheduler, the prompts
-    and the call; `cache=False` neither reads nor writes it. Raises BadInput for fewer than two
-    images.
+    class_labels, ...); `batch_size` bounds the images made at once. The result is kept in the
+    user's cache folder (SHIELDED_CACHE, or XDG_CACHE_HOME/shielded, or ~/.cache/shielded) under
+    the model, its scheduler, the prompts and the call; `cache=False` neither reads nor writes
+    it. Raises BadInput for fewer than two images.
 
     Example:
         radius = calibrate(pipe, "a dog plays with a ball").radius
@@ -87,7 +88,17 @@ def calibrate(
     file = _cache_folder() / f"calibration-{digest}.json"
     if cache and (found := _read(file)) is not None:
         return found
-    batches = [_generate(pipe, text, num_images, seed, call) for text in (prompts or [None])]
+    size = min(batch_size or num_images, num_images)
+    seeds = [range(seed, seed + num_images)[n : n + size] for n in range(0, num_images, size)]
+    batches = [
+        torch.cat([_generate(pipe, text, part, call) for part in seeds])
+        for text in (prompts or [None])
+    ]
+    if min(len(batch) for batch in batches) < 2:
+        raise BadInput(
+            f"{type(pipe).__name__} returned fewer than two images: pass the argument that asks it "
+            "for several (batch_size, class_labels, ...)."
+        )
     distances = torch.cat([_pairs(batch) for batch in batches]).sort().values
     median = float(distances.median())
     if not median > 0:
@@ -107,20 +118,14 @@ def calibrate(
     return result
 
 
-def _generate(pipe: Any, prompt: str | None, count: int, seed: int, call: dict[str, Any]) -> Tensor:
-    """(count, ...) finished images of one prompt, one generator an image."""
+def _generate(pipe: Any, prompt: str | None, seeds: range, call: dict[str, Any]) -> Tensor:
+    """(N, ...) finished images of one prompt, one generator an image."""
     watch = _Watch()
-    generators = [torch.Generator().manual_seed(seed + n) for n in range(count)]
-    arguments: dict[str, Any] = {"generator": generators}
+    arguments: dict[str, Any] = {"generator": [torch.Generator().manual_seed(s) for s in seeds]}
     if prompt is not None:
-        arguments |= {"prompt": prompt, "num_images_per_prompt": count}
+        arguments["prompt"] = [prompt] * len(seeds)
     with watch.on(pipe):
         pipe(**(arguments | call))
-    if sum(len(images) for images in watch.images) < 2:
-        raise BadInput(
-            f"{type(pipe).__name__} returned fewer than two images: pass the argument that asks it "
-            "for several (batch_size, class_labels, ...)."
-        )
     return torch.cat(watch.images)
 
 

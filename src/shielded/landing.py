@@ -119,8 +119,6 @@ def _move_out(
     best, best_share = None, float((squared_distances(x[None], z)[0].sqrt() / r).min())
     for margin in MARGINS:
         y = _exit(x, z, (r * (1 + margin)) ** 2, space.box, spare)
-        if y is None:
-            continue
         image = y.to(like.dtype).reshape(like.shape)
         arrived = space.measure(image).flatten(1)
         share = float((squared_distances(arrived, z)[0].sqrt() / r).min())
@@ -137,12 +135,14 @@ def _exit(
     r2: Tensor,
     box: tuple[float, float] | None,
     spare: Callable[[], Tensor],
-) -> Tensor | None:
-    """A point outside all shields z (M, D) and inside the box, near x (D,)."""
+) -> Tensor:
+    """A point outside all shields z (M, D) and inside the box, near x (D,).
+
+    A box may have no such point: then its corner that is deepest inside none of them.
+    """
     everyone = torch.ones((1, len(z)), dtype=torch.bool, device=x.device)
     if box is None:
-        y = project(x[None], z, r2, everyone, spare)[0][0]
-        return y if bool(y.isfinite().all()) else None
+        return project(x[None], z, r2, everyone, spare)[0][0]
     low, high = box
     y, free = x.clamp(low, high), torch.ones_like(x, dtype=torch.bool)
     # A coordinate that leaves the box stays on its wall, and the others make up for it: the wall
@@ -163,5 +163,8 @@ def _exit(
         y[free] = x[free].clamp(low, high)
     # Straight lines to corners stay in the box: first the corners far from the references.
     corners = torch.cat([-z, -z.mean(0)[None], fixed_directions(64, x)])
-    y = escape(x.clamp(low, high), z, r2, torch.where(corners >= 0, high, low))
-    return y if bool(y.isfinite().all()) else None
+    corners = torch.where(corners >= 0, high, low).to(x)
+    y = escape(x.clamp(low, high), z, r2, corners)
+    if bool(y.isfinite().all()):
+        return y
+    return corners[(squared_distances(corners, z) / r2).amin(1).argmax()]

@@ -67,12 +67,12 @@ def clipped(scheduler: Any, x0: Tensor) -> Tensor:
 
 def finished(scheduler: Any, timestep: Any) -> bool:
     """Whether the call of `step` at `timestep`, just made, was the last of the schedule."""
-    if _known(scheduler, {"PNDMScheduler"}):
-        return scheduler.counter >= len(scheduler.timesteps)
+    if _known(scheduler, {"PNDMScheduler"}):  # its second call repeats the first step
+        return float(timestep) == float(scheduler.timesteps[-1]) and scheduler.counter != 2
     index = getattr(scheduler, "step_index", None)
     if index is None:
         index = getattr(scheduler, "_step_index", None)
-    if index is None:
+    if index is None or _known(scheduler, {"LTXEulerAncestralRFScheduler"}):
         return float(timestep) == float(scheduler.timesteps[-1])
     end = 1 if _known(scheduler, {"SCMScheduler"}) else 0  # its timesteps also hold the end, 0
     return index >= len(scheduler.timesteps) - end

@@ -26,13 +26,13 @@ class Denoiser:
 
     def __call__(self, x: Tensor, sigma: Any, *args: Any, **kwargs: Any) -> Tensor:
         """Guided x0 (B, ...) at x = x0 + sigma eps; sigma is a number, () or one value an image."""
-        x0 = self.fn(x, sigma, *args, **kwargs)
         levels = torch.as_tensor(sigma).detach().flatten()
         if bool((levels != levels[0]).any()):
             raise BadInput(
                 "the images of one call have different sigma: call the denoiser once for each."
             )
         level = float(levels[0])
+        x0 = self.fn(x, sigma, *args, **kwargs)
         step = Step(x, x0, 1.0, level, expand(self.run.groups, len(x0)), level)
         delta = self.run.shift(step)
         return x0 if delta is None else moved(x0, delta)

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The trick: a transparent subclass of the pipeline's own scheduler, while a block lasts.
 
-`scheduler.step(out, t, x_t)` is where x_t, t and the final prediction meet in almost every diffusers
-pipeline. The scheduler object stays the same; only its class changes, to one whose `step` moves the
-expected output and, after the last call, lands the returned latents.
+`scheduler.step(out, t, x_t)` is where x_t, t and the final prediction meet in almost every
+diffusers pipeline. The scheduler object stays the same; only its class changes, to
+one whose `step` moves the expected output and, after the last call, lands the returned latents.
 """
 
 from __future__ import annotations
 
-import copyreg
 import functools
 import inspect
 import warnings
@@ -49,9 +48,9 @@ def installed(pipe: Any, run: Run) -> Iterator[None]:
             )
         if not run.total:
             raise NotShielded(
-                f"no call of {plain.__name__}.step was seen in the block: generate inside it; if "
-                f"you did, {type(pipe).__name__} samples with a copy of its scheduler and cannot be "
-                "shielded."
+                f"no call of {plain.__name__}.step was seen in the block: generate in it; if "
+                f"you did, {type(pipe).__name__} samples with a copy of its scheduler and cannot "
+                "be shielded."
             )
         adapter.close()
     finally:
@@ -81,7 +80,7 @@ class Adapter:
 
         def __reduce_ex__(self: Any, protocol: int) -> Any:
             # Copies and pickles are plain: a copy's images are its owner's, not this run's.
-            return copyreg.__newobj__, (plain,), self.__dict__  # type: ignore[attr-defined]
+            return plain.__new__, (plain,), self.__dict__
 
         members = {
             "step": step,
@@ -98,7 +97,7 @@ class Adapter:
         call = self.signature.bind(scheduler, *args, **kwargs)
         call.apply_defaults()
         self._refuse(scheduler, call.arguments)
-        timestep, x_t = call.arguments["timestep"], call.arguments["sample"]
+        timestep, x_t = _one(call.arguments["timestep"]), call.arguments["sample"]
         if not self.open:
             self.run.begin()
             self.open = True
@@ -184,6 +183,17 @@ class Adapter:
             raise UnsupportedScheduler(
                 f"{self.plain.__name__} with s_churn adds noise before x0 is known: leave it at 0."
             )
+
+
+def _one(timestep: Any) -> Any:
+    """The timestep of the call, also where a pipeline passes one an image."""
+    if not isinstance(timestep, Tensor) or timestep.numel() == 1:
+        return timestep.reshape(()) if isinstance(timestep, Tensor) else timestep
+    if bool((timestep != timestep.flatten()[0]).any()):
+        raise UnsupportedScheduler(
+            "the images of one call are at different timesteps: such a call cannot be shielded."
+        )
+    return timestep.flatten()[0]
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measurements that anyone can repeat: one file a table, one command each."""

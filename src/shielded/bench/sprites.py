@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Batches of tiny-sprites with and without SPELL: the same prompts, the same seeds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shielded.bench.sample import draw, pictures
+from shielded.bench.table import Table
+from shielded.metrics import Pixels, ResNet56, precision_recall, vendi
+from shielded.models import available, load
+from shielded.shields import Shields
+from shielded.spell import Spell
+
+SHARES = (0.6, 0.8, 1.0)  # radii as shares of each prompt's median distance
+
+
+def run(
+    smoke: bool = False,
+    progress: Callable[[str], None] = lambda text: None,
+    features: str | None = None,
+    data: str | None = None,
+) -> Table:
+    """40 prompts x 16 seeds: Vendi score, nearest pairs, untouched images, and what it costs.
+
+    `features` is a ResNet-56 in safetensors, `data` an archive of tiles (rgba) that precision and
+    recall are measured against; without them these columns are left out.
+    """
+    pipe = load("tiny-sprites")
+    pipe.set_progress_bar_config(disable=True)
+    prompts = json.loads((available()["tiny-sprites"] / "prompts.json").read_text())["bench"]
+    prompts, seeds, steps = (prompts[:2], range(4), 6) if smoke else (prompts, range(16), None)
+    call = {} if steps is None else {"num_inference_steps": steps}
+    plain, radius = {}, {}
+    for prompt in prompts:
+        progress(f"plain: {prompt}")
+        plain[prompt] = draw(pipe, prompt, seeds, **call)[0]
+        radius[prompt] = float(torch.pdist(pictures(plain[prompt]).flatten(1)).median())
+    measure = Measure(plain, features, data)
+    table = Table(
+        "sprites", f"tiny-sprites, {len(prompts)} prompts x {len(seeds)} seeds, batch shields"
+    )
+    table.add(images="plain", **measure(plain, {}, {}))
+    settings = [(share, overlap) for overlap in ("project", "sum") for share in SHARES]
+    for share, overlap in settings[:1] if smoke else settings:
+        made, runs, radii = {}, {}, {}
+        for prompt in prompts:
+            progress(f"{overlap} {share}: {prompt}")
+            radii[prompt] = share * radius[prompt]
+            spell = Spell(Shields.batch(), radius=radii[prompt], overlap=overlap)
+            made[prompt], runs[prompt] = draw(pipe, prompt, seeds, spell, **call)
+        table.add(images=f"{overlap}, r = {share} median", **measure(made, runs, radii))
+    table.notes.append("r: the median distance of the prompt's own plain batch, times the share.")
+    table.notes.append("Distances between the 8-bit images in [-1, 1]; means over prompts.")
+    return table
+
+
+class Measure:
+    """The columns of the table, for one way of making all images."""
+
+    def __init__(self, plain: dict[str, Tensor], features: str | None, data: str | None):
+        self.plain = plain
+        self.spaces: list[Any] = [Pixels()] + ([ResNet56(features)] if features else [])
+        self.real = None
+        if data and features:
+            self.real = self.spaces[1](tiles(data))
+
+    def __call__(
+        self, made: dict[str, Tensor], runs: dict[str, Any], radii: dict[str, float]
+    ) -> dict[str, Any]:
+        """One row."""
+        row: dict[str, Any] = {}
+        for space in self.spaces:
+            scores = [vendi(space(pictures(images))) for images in made.values()]
+            row[f"Vendi ({space.name})"] = fmean(scores)
+        row["nearest pair"] = fmean(_nearest(images) for images in made.values())
+        if runs:
+            same = [
+                float((images == self.plain[p]).flatten(1).all(1).double().mean())
+                for p, images in made.items()
+            ]
+            row["bit-identical"] = f"{100 * fmean(same):.1f}%"
+            unsaid = sum(_unsaid(made[p], runs[p], radii[p]) for p in made)
+            row["pairs within r, not reported"] = unsaid
+            certificates = [c for run in runs.values() for c in run.certificates]
+            row["not clear"] = sum(not c.clear for c in certificates)
+            row["landed"] = sum(c.landed for c in certificates)
+        if self.real is not None:
+            every = self.spaces[1](pictures(torch.cat(list(made.values()))))
+            row["precision"], row["recall"] = precision_recall(self.real, every)
+        return row
+
+
+def tiles(path: str | Path) -> Tensor:
+    """The pictures (N, 3, 32, 32) of an archive of RGBA tiles, on white, in [-1, 1]."""
+    import numpy as np
+
+    rgba = torch.from_numpy(np.load(path, allow_pickle=False)["rgba"]).permute(0, 3, 1, 2) / 255
+    return (rgba[:, :3] * rgba[:, 3:] + 1 - rgba[:, 3:]) * 2 - 1
+
+
+def _nearest(images: Tensor) -> float:
+    return float(torch.pdist(pictures(images).flatten(1)).min())
+
+
+def _unsaid(images: Tensor, run: Any, radius: float) -> int:
+    """Pairs closer than r of which neither image's certificate says so."""
+    d = torch.cdist(*[pictures(images).flatten(1)] * 2, compute_mode="donot_use_mm_for_euclid_dist")
+    clear = torch.tensor([certificate.clear for certificate in run.certificates])
+    close = (d < radius * (1 - 1e-5)) & clear[:, None] & clear
+    return int(close.triu(1).sum())

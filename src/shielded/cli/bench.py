@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`shielded bench NAME`: the tables of the documentation, measured here."""
+
+import enum
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from shielded.cli.guard import guarded
+
+
+class Name(enum.StrEnum):
+    """The benches, one file each in `shielded.bench`."""
+
+    sprites = "sprites"
+    takedown = "takedown"
+    overlap = "overlap"
+    overhead = "overhead"
+
+
+def bench(
+    name: Annotated[Name, typer.Argument(help="Which table.")],
+    out: Annotated[Path, typer.Option(help="Folder for the .md, .csv and .json.")] = Path("bench"),
+    smoke: Annotated[bool, typer.Option(help="A small size that ends in seconds.")] = False,
+    features: Annotated[
+        Path | None, typer.Option(help="ResNet-56 weights (safetensors), for `sprites`.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Archive of training tiles (npz), for `sprites`.")
+    ] = None,
+) -> None:
+    """Measure one table of the documentation and print it as Markdown."""
+    with guarded():
+        from shielded.errors import BadInput
+
+        given: dict[str, Any] = {"features": features, "data": data}
+        asked = {key: str(value) for key, value in given.items() if value is not None}
+        if asked and name is not Name.sprites:
+            raise BadInput(
+                "--features and --data belong to `shielded bench sprites`: leave them out."
+            )
+        for path in asked.values():
+            if not Path(path).is_file():
+                raise BadInput(f"there is no file {path}: check the path.")
+        from shielded.cli.load import quiet
+
+        quiet()
+        table = import_module(f"shielded.bench.{name.value}").run(
+            smoke=smoke, progress=_say, **asked
+        )
+        table.write(out)
+    typer.echo(table.markdown())
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every bench in its smoke size, and the metrics against closed forms and other code."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from shielded.bench import overhead, overlap, sprites, takedown
+from shielded.metrics import Pixels, ResNet56, precision_recall, vendi
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+def test_vendi_of_known_sets():
+    assert vendi(torch.ones(7, 5)) == pytest.approx(1)
+    assert vendi(torch.eye(9)) == pytest.approx(9)
+    assert vendi(torch.eye(4).repeat(3, 1)) == pytest.approx(4)
+    # Two groups of sizes 3 and 1: entropy of (3/4, 1/4), of any order.
+    x = torch.tensor([[1.0, 0], [1, 0], [1, 0], [0, 1]])
+    assert vendi(x) == pytest.approx(math.exp(-0.75 * math.log(0.75) - 0.25 * math.log(0.25)))
+    assert vendi(x, q=2) == pytest.approx(1 / (0.75**2 + 0.25**2))
+    assert vendi(x, q=math.inf) == pytest.approx(4 / 3)
+
+
+def test_vendi_agrees_with_its_authors():
+    vendi_score = pytest.importorskip("vendi_score.vendi")
+    x = torch.randn(40, 12, generator=torch.Generator().manual_seed(0))
+    for q in (1, 2, 0.5):
+        theirs = vendi_score.score_X(x.numpy(), q=q) if q == 1 else None
+        if theirs is None:
+            unit = torch.nn.functional.normalize(x, dim=1).double().numpy()
+            theirs = vendi_score.score_K(unit @ unit.T, q=q)
+        assert vendi(x, q=q) == pytest.approx(theirs, rel=1e-5)
+
+
+def test_precision_and_recall_of_known_sets():
+    line = torch.arange(40.0)[:, None]
+    assert precision_recall(line, line) == (1, 1)
+    assert precision_recall(line, line + 1000) == (0, 0)
+    half = torch.cat([line[:20], line[:20] + 1000])
+    precision, recall = precision_recall(line, half)
+    assert precision == pytest.approx(0.5)
+    assert 0.5 <= recall < 0.65
+
+
+def test_ink():
+    white = torch.ones(1, 3, 2, 2)
+    assert not Pixels()(white).any()
+    assert torch.equal(Pixels()(-white), torch.ones(1, 12))
+
+
+def test_the_feature_network_takes_every_published_weight():
+    """A wrong shape or a missing layer would raise: loading is strict."""
+    file = next((DATA / "cifar_resnet").glob("*.safetensors"), None)
+    if file is None:
+        pytest.skip("the feature network's weights are not beside the repository")
+    features = ResNet56(file)(torch.rand(8, 3, 32, 32) * 2 - 1)
+    assert features.shape == (8, 64)
+    assert features.isfinite().all()
+    assert float(features.std(0).mean()) > 0.01
+
+
+def test_tiles_are_put_on_white(tmp_path):
+    rgba = np.zeros((2, 4, 4, 4), np.uint8)
+    rgba[1, ..., 0] = rgba[1, ..., 3] = 255
+    np.savez(tmp_path / "tiles.npz", rgba=rgba)
+    tiles = sprites.tiles(tmp_path / "tiles.npz")
+    assert torch.equal(tiles[0], torch.ones(3, 4, 4))
+    assert torch.allclose(tiles[1, :, 0, 0], torch.tensor([1.0, -1, -1]))
+
+
+def test_overlap_smoke():
+    table = overlap.run(smoke=True)
+    assert [row["project: inside"] for row in table.rows] == ["0.00%"] * len(table.rows)
+    one, many = table.rows[0], table.rows[-1]
+    assert one["sum: mean move"] == pytest.approx(one["project: mean move"])
+    assert many["sum: mean move"] > 5 * many["project: mean move"]
+
+
+def test_sprites_smoke(tmp_path):
+    table = sprites.run(smoke=True)
+    plain, shielded = table.rows
+    assert shielded["nearest pair"] > plain["nearest pair"]
+    assert shielded["pairs within r, not reported"] == 0
+    table.write(tmp_path)
+    assert {p.suffix for p in tmp_path.iterdir()} == {".md", ".csv", ".json"}
+
+
+def test_takedown_smoke():
+    for row in takedown.run(smoke=True).rows:
+        assert row["plain images inside"] >= 1
+        assert row["inside"] == 0
+        assert row["of them bit-identical"] == row["never moved"]
+
+
+def test_overhead_smoke():
+    table = overhead.run(smoke=True)
+    assert [row["pairs"] for row in table.rows] == [2, 2, 2]

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Landing: what is returned is outside, or said not to be."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shielded.landing import TOLERANCE, land
+from shielded.repel import fixed_directions
+from shielded.shields import Shields
+from shielded.spaces import Latent, Pixels
+
+some = settings(max_examples=30, deadline=None)
+
+
+def spare(x):
+    return lambda: fixed_directions(len(x), x.flatten(1).double())
+
+
+def run(x, shields, radius, space=None, groups=None, **options):
+    groups = (None,) * len(x) if groups is None else groups
+    return land(x, shields, groups, radius, space or Latent(), spare(x), **options)
+
+
+def measured(image):
+    """An independent 8-bit rounding, through uint8."""
+    byte = ((image.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+    return byte.flatten(1).double() / 127.5 - 1
+
+
+def pairs(x):
+    return torch.pdist(x.flatten(1).double())
+
+
+@some
+@given(st.integers(0, 10_000), st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
+def test_clear_after_rounding_to_the_sample_s_precision(seed, dtype):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(6, 4, 8, 8, generator=generator).to(dtype)
+    z = torch.randn(5, 4, 8, 8, generator=generator)
+    landing = run(x, Shields.batch() + Shields.images(z), 26.0)
+    assert landing.sample.dtype == dtype
+    assert float(pairs(landing.sample).min()) >= 26.0 * (1 - TOLERANCE)
+    d = torch.cdist(landing.sample.flatten(1).double(), z.flatten(1).double())
+    assert float(d.min()) >= 26.0 * (1 - TOLERANCE)
+    assert all(nearest.clear for nearest in landing.nearest)
+
+
+def test_clear_images_keep_their_bits_and_the_first_stays():
+    x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    x[2] = x[0] + 0.01
+    landing = run(x, Shields.batch(), 5.0)
+    assert landing.moved.tolist() == [False, False, True, False]
+    assert torch.equal(landing.sample[[0, 1, 3]], x[[0, 1, 3]])
+    assert float(pairs(landing.sample).min()) == pytest.approx(5.0, rel=1e-4)
+
+
+@some
+@given(
+    st.integers(0, 10_000), st.floats(0.0, 0.9), st.sampled_from([torch.float32, torch.bfloat16])
+)
+def test_pixels_are_clear_after_clamp_and_rounding(seed, flat, dtype):
+    """Sprites: much of the picture sits on the wall of the box, so a clamp undoes a naive move."""
+    generator = torch.Generator().manual_seed(seed)
+    base = torch.randn(1, 3, 16, 16, generator=generator)
+    x = (base + 0.2 * torch.randn(5, 3, 16, 16, generator=generator)) * 1.5
+    x[:, :, torch.rand(16, 16, generator=generator) < flat] = 1.3
+    landing = run(x.to(dtype), Shields.batch() + Shields.images(base.clamp(-1, 1)), 6.0, Pixels())
+    got = measured(landing.sample)
+    assert float(torch.pdist(got).min()) >= 6.0 * (1 - TOLERANCE)
+    assert float((got - base.clamp(-1, 1).flatten(1).double()).norm(dim=1).min()) >= 6 * (
+        1 - TOLERANCE
+    )
+    assert all(nearest.clear for nearest in landing.nearest)
+    assert torch.allclose(got, landing.measured.flatten(1))
+
+
+def test_a_naive_clamp_would_have_failed():
+    """The trial that asks for the box: Eq. 5 and then a clamp leaves the image inside."""
+    z = torch.full((1, 3, 8, 8), 0.95)
+    x = z + 0.01 * torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)).abs()
+    d = (x - z).norm()
+    naive = (z + (x - z) * 2.0 / d).clamp(-1, 1)
+    assert float((naive - z).norm()) < 1.5
+    landing = run(x, Shields.images(z), 2.0, Pixels())
+    assert float((measured(landing.sample) - z.flatten(1)).norm()) >= 2.0 * (1 - TOLERANCE)
+
+
+def test_what_the_box_cannot_hold_is_reported():
+    z = torch.zeros(1, 3, 2, 2)
+    landing = run(z + 0.01, Shields.images(z), 2 * math.sqrt(12), Pixels())
+    assert not landing.nearest[0].clear
+    assert landing.sample.isfinite().all()
+    assert landing.nearest[0].distance == pytest.approx(math.sqrt(12), rel=1e-3)
+
+
+def test_measuring_only_moves_nothing():
+    x = torch.zeros(3, 1, 4, 4)
+    landing = run(x, Shields.batch(), 1.0, move=False)
+    assert torch.equal(landing.sample, x)
+    assert [nearest.clear for nearest in landing.nearest] == [False] * 3
+
+
+def test_equal_images_are_pulled_apart():
+    x = torch.ones(5, 3, 8, 8)
+    landing = run(x, Shields.batch(), 3.0)
+    assert float(pairs(landing.sample).min()) >= 3.0 * (1 - TOLERANCE)
+    assert landing.moved.tolist() == [False, True, True, True, True]
+
+
+def test_certificates_name_the_reference():
+    z = torch.eye(4).reshape(4, 1, 2, 2) * 10
+    shields = Shields.images(z, ids=["a", "b", "c", "d"]) + Shields.images(z + 0.5, radius=0.1)
+    landing = run(z[2:3] + 1.0, shields, 1.0)
+    nearest = landing.nearest[0]
+    assert (nearest.source, nearest.reference, nearest.radius) == ("images", "c", 1.0)
+    assert nearest.distance == pytest.approx(2.0)
+    empty = run(z, Shields.history(radius=1.0), None)
+    assert [n.source for n in empty.nearest] == ["none"] * 4
+    assert all(n.clear for n in empty.nearest)
+
+
+def test_groups_do_not_see_each_other():
+    x = torch.ones(4, 1, 4, 4)
+    landing = run(x, Shields.batch(), 3.0, groups=("a", "b", "a", "b"))
+    assert landing.moved.tolist() == [False, False, True, True]
+
+
+def test_large_sets_are_searched_exactly():
+    """The float32 bound of a large set leaves nothing out: same result as a small one."""
+    generator = torch.Generator().manual_seed(3)
+    z = torch.randn(600, 1, 8, 8, generator=generator)
+    x = z[:4] + 0.1 * torch.randn(4, 1, 8, 8, generator=generator)
+    landing = run(x, Shields.images(z), 9.0)
+    d = torch.cdist(landing.sample.flatten(1).double(), z.flatten(1).double())
+    assert float(d.min()) >= 9.0 * (1 - TOLERANCE)
+    assert landing.moved.all()

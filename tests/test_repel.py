@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The theorems of the heart, on random, degenerate and hostile geometry."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shielded.repel import escape, outside_hull, project, repel_sum, squared_distances
+
+torch.manual_seed(0)
+dims = st.integers(2, 40)
+seeds = st.integers(0, 10_000)
+some = settings(max_examples=60, deadline=None)
+
+
+def draw(seed, *shape, scale=1.0):
+    generator = torch.Generator().manual_seed(seed)
+    return scale * torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def everyone(b, m):
+    return torch.ones(b, m, dtype=torch.bool)
+
+
+def spare(seed, x):
+    return lambda: draw(seed + 1, *x.shape)
+
+
+def clearance(y, z, r):
+    """Smallest distance / radius of each image."""
+    return (torch.cdist(y, z, compute_mode="donot_use_mm_for_euclid_dist") / r).amin(1)
+
+
+@some
+@given(seeds, dims)
+def test_squared_distances(seed, d):
+    x, z = draw(seed, 5, d), draw(seed + 1, 7, d)
+    assert torch.allclose(squared_distances(x, z), torch.cdist(x, z) ** 2, atol=1e-12)
+
+
+def test_distances_that_are_small_against_the_norms():
+    """In float32 a Gram matrix at this scale would return noise."""
+    x = 1e4 + draw(0, 1, 3072)
+    z = x + 1e-2 * draw(1, 1, 3072)
+    exact = (x - z).square().sum()
+    assert float(squared_distances(x, z)[0, 0]) == pytest.approx(float(exact), rel=1e-6)
+    assert float(squared_distances(x, x.clone())[0, 0]) == 0
+
+
+@some
+@given(seeds, dims)
+def test_one_shield_is_eq_5_and_lands_on_its_surface(seed, d):
+    """delta = (r / |x - z| - 1)(x - z) puts x exactly at distance r, for both overlap rules."""
+    z = draw(seed, 1, d)
+    x, r = z + draw(seed + 1, 4, d, scale=0.05), torch.tensor([3.0], dtype=torch.float64)
+    expected = (r / (x - z).norm(dim=1, keepdim=True) - 1) * (x - z)
+    assert torch.allclose(repel_sum(x, z, r, everyone(4, 1)), expected, atol=1e-10)
+    y, near = project(x, z, r**2, everyone(4, 1), spare(seed, x))
+    assert torch.allclose(y - x, expected, atol=1e-9)
+    assert near.all()
+    assert torch.allclose((y - z).norm(dim=1), r.expand(4))
+
+
+@some
+@given(seeds, dims, st.integers(1, 12))
+def test_no_shield_within_reach_changes_nothing(seed, d, m):
+    x = draw(seed, 3, d)
+    z = draw(seed + 1, m, d) + 100
+    r = torch.full((m,), 1.0, dtype=torch.float64)
+    assert not repel_sum(x, z, r, everyone(3, m)).any()
+    y, near = project(x, z, r**2, everyone(3, m), spare(seed, x))
+    assert torch.equal(x, y)
+    assert not near.any()
+
+
+@some
+@given(seeds, dims, st.integers(1, 12))
+def test_radius_zero_and_disallowed_pairs_give_nothing(seed, d, m):
+    x, z = draw(seed, 3, d), draw(seed + 1, m, d)
+    z[0] = x[0]
+    zero, one = torch.zeros(m, dtype=torch.float64), torch.full((m,), 50.0, dtype=torch.float64)
+    for r, allowed in ((zero, everyone(3, m)), (one, ~everyone(3, m))):
+        assert not repel_sum(x, z, r, allowed).any()
+        assert torch.equal(project(x, z, r**2, allowed, spare(seed, x))[0], x)
+
+
+@some
+@given(seeds, st.integers(6, 30), st.integers(1, 5))
+def test_disjoint_shields_are_cleared_by_the_sum_too(seed, d, m):
+    """Appendix B: where balls do not overlap, x + delta is outside all of them, for lam >= 1."""
+    z = torch.eye(d, dtype=torch.float64)[:m] * 10
+    x = z[seed % m][None] + draw(seed, 1, d, scale=0.1)
+    r = torch.full((m,), 5.0, dtype=torch.float64)
+    for lam in (1.0, 1.6):
+        delta = lam * repel_sum(x, z, r, everyone(1, m))
+        assert float(clearance(x + delta, z, r)) >= 1 - 1e-9
+
+
+@some
+@given(seeds, st.integers(3, 64), st.integers(3, 20))
+def test_equivariance(seed, m, d):
+    """Rotating, moving and reordering everything rotates and moves the answer."""
+    d += m  # room outside the hull
+    x, z = draw(seed, 2, d, scale=0.3), draw(seed + 1, m, d, scale=0.3)
+    r = 2.0 + draw(seed + 2, m).abs()
+    q, _ = torch.linalg.qr(draw(seed + 3, d, d))
+    shift, order = draw(seed + 4, d), draw(seed + 5, m).argsort()
+    y, _ = project(x, z, r**2, everyone(2, m), spare(seed, x))
+    y2, _ = project(
+        x @ q + shift, (z @ q + shift)[order], r[order] ** 2, everyone(2, m), spare(seed, x)
+    )
+    assert torch.allclose(y @ q + shift, y2, atol=1e-6)
+
+
+@some
+@given(seeds, st.integers(2, 64), st.integers(1, 40))
+def test_overlapping_shields_are_all_cleared(seed, m, extra):
+    d = m + extra
+    center = draw(seed, 1, d)
+    z = center + draw(seed + 1, m, d) / math.sqrt(d)
+    x = center + draw(seed + 2, 4, d, scale=0.1)
+    r = 1.0 + draw(seed + 3, m).abs()
+    y, _ = project(x, z, r**2, everyone(4, m), spare(seed, x))
+    assert float(clearance(y, z, r).min()) >= 1 - 1e-9
+
+
+@some
+@given(seeds, st.integers(1, 4), st.integers(1, 25))
+def test_more_shields_than_dimensions(seed, d, m):
+    """No direction is orthogonal to the hull: lines are searched, and always end outside."""
+    x, z = draw(seed, 3, d, scale=0.2), draw(seed + 1, m, d, scale=0.5)
+    r = draw(seed + 2, m).abs()
+    y, _ = project(x, z, r**2, everyone(3, m), spare(seed, x))
+    assert float(clearance(y, z, r).min()) >= 1 - 1e-9
+
+
+@some
+@given(seeds, st.integers(12, 30))
+def test_degenerate_references(seed, d):
+    """Copies, affine combinations and images that lie exactly on references."""
+    z = draw(seed, 3, d)
+    z = torch.cat([z, z[:2], (z[0] + z[1] - z[2])[None], z.mean(0)[None]])
+    x = torch.stack([z[0], z[6], z[0] / 2 + z[1] / 2, draw(seed + 1, d)])
+    r = torch.full((7,), 20.0, dtype=torch.float64)
+    y, _ = project(x, z, r**2, everyone(4, 7), spare(seed, x))
+    assert y.isfinite().all()
+    assert float(clearance(y, z, r).min()) >= 1 - 1e-9
+
+
+@some
+@given(seeds)
+def test_the_move_is_the_shortest_orthogonal_to_the_hull(seed):
+    """|y - p| is the smallest t that clears all: one shield is touched, and y - x is normal."""
+    m, d = 5, 20
+    z, x = draw(seed, m, d), draw(seed + 1, 1, d, scale=0.1)
+    r = torch.full((m,), 30.0, dtype=torch.float64)
+    y = outside_hull(x, z, r**2, everyone(1, m), spare(seed, x))
+    assert float(clearance(y, z, r).min()) == pytest.approx(1)
+    assert ((y - x) @ (z[1:] - z[0]).T).abs().max() < 1e-8
+
+
+@some
+@given(seeds)
+def test_escape_finds_the_first_free_point_of_a_line(seed):
+    x, z = draw(seed, 2), draw(seed + 1, 6, 2)
+    r = 0.5 + draw(seed + 2, 6).abs()
+    target = x + 50 * draw(seed + 3, 2)
+    y = escape(x, z, r**2, target[None])
+    s = torch.linspace(0, 1, 200_001, dtype=torch.float64)[:, None]
+    free = ((torch.cdist(x + s * (target - x), z) >= r - 1e-12).all(1)).nonzero()
+    first = x + s[int(free[0])] * (target - x)
+    assert torch.allclose(y, first, atol=1e-3 * float((target - x).norm()))
+
+
+def test_escape_says_when_there_is_no_way():
+    z, r2 = torch.zeros(1, 3, dtype=torch.float64), torch.tensor([100.0], dtype=torch.float64)
+    corners = torch.tensor([[1.0, 1, 1], [-1, 1, 1]], dtype=torch.float64)
+    assert escape(torch.zeros(3, dtype=torch.float64), z, r2, corners).isnan().all()
+
+
+def test_ten_thousand_heavy_overlaps():
+    """K up to 64, centres within r of each other, each case its own: none is left inside."""
+    generator = torch.Generator().manual_seed(0)
+    worst, d, rows = math.inf, 96, 8
+    for _ in range(1250):
+        m = int(torch.randint(2, 65, (1,), generator=generator))
+        z = torch.randn(rows * m, d, generator=generator, dtype=torch.float64)
+        z = z / z.norm(dim=1, keepdim=True) * 0.5 * torch.rand(rows * m, 1, generator=generator)
+        x = 0.01 * torch.randn(rows, d, generator=generator, dtype=torch.float64)
+        r = torch.ones(rows * m, dtype=torch.float64)
+        own = torch.block_diag(*[torch.ones(1, m)] * rows).bool()
+        y, near = project(x, z, r, own, lambda x=x: torch.ones_like(x))
+        assert bool((near.sum(1) >= m / 2).all()), "the case must be a hard one"
+        gap = torch.cdist(y, z, compute_mode="donot_use_mm_for_euclid_dist")
+        worst = min(worst, float(gap[own].min()))
+    assert worst >= 1 - 1e-9
