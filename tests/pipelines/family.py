@@ -2,7 +2,7 @@
 """What a family is, and the register that its builders enter."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Any
 
@@ -45,6 +45,12 @@ class Family:
         if self.modular:
             return as_tensor(self.pipe(**call, output_type=kind, output=self.output))
         return as_tensor(getattr(self.pipe(**call, output_type=kind), self.output))
+
+    def to(self, dtype: torch.dtype) -> "Family":
+        """The same family with its models and the tensors of its call in another precision."""
+        self.pipe.to(dtype)
+        call = {k: v.to(dtype) if torch.is_tensor(v) else v for k, v in self.call.items()}
+        return replace(self, call=call)
 
 
 def as_tensor(images: Any) -> torch.Tensor:
