@@ -94,8 +94,10 @@ def _generate(settings: Settings, kept: Kept, silent: bool) -> dict[str, Any]:
     shields = _shields(settings)
     if settings.protect is not None:
         shields = shields + protected(work.pipe, settings.protect, settings.protect_radius)
-    calibration = _calibrated(work) if settings.radius is None else None
-    radius = settings.radius if calibration is None else calibration.radius
+    calibration, radius = None, settings.radius
+    if radius is None:
+        calibration = _calibrated(work)
+        radius = calibration.radius
     spell = _spell(settings, shields, radius)
     if settings.plain:
         work.make_plain()

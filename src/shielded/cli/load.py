@@ -59,7 +59,7 @@ def find_pipe(model: str, dtype: Any) -> Any:
 
     bundled = available()
     if model in bundled:
-        return load(model).to(dtype)
+        return load(model, dtype)
     local = Path(model).is_dir()
     if not local and ("/" not in model or model.startswith((".", "/", "~"))):
         raise UnknownModel(
