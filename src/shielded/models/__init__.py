@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bundled models: folders in the format of diffusers, beside this file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shielded.errors import UnknownModel
+
+if TYPE_CHECKING:
+    import torch
+
+    from shielded.models.pipeline import TinyTextToImagePipeline
+
+_HERE = Path(__file__).parent
+
+
+def available() -> dict[str, Path]:
+    """The bundled models: name -> folder."""
+    return {f.parent.name: f.parent for f in sorted(_HERE.glob("*/model_index.json"))}
+
+
+def load(
+    name: str = "tiny-sprites",
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> TinyTextToImagePipeline:
+    """A bundled model as an ordinary diffusers pipeline, float32 on the CPU unless told otherwise.
+
+    Raises `UnknownModel`, naming those there are. Nothing is fetched from a network.
+    """
+    folder = available().get(name)
+    if folder is None:
+        known = ", ".join(available()) or "none"
+        raise UnknownModel(f"No bundled model is called {name!r}; there are: {known}.")
+    import torch
+
+    from shielded.models.pipeline import TinyTextToImagePipeline
+
+    pipe = TinyTextToImagePipeline.from_pretrained(
+        folder, torch_dtype=dtype or torch.float32, local_files_only=True, use_safetensors=True
+    )
+    return pipe.to(device) if device is not None else pipe
+
+
+def prompts(name: str = "tiny-sprites") -> dict[str, list[str]]:
+    """Prompts that a bundled model draws well: "everyday" (10) and "bench" (40)."""
+    import json
+
+    folder = available().get(name)
+    if folder is None:
+        raise UnknownModel(f"No bundled model is called {name!r}.")
+    return json.loads((folder / "prompts.json").read_text(encoding="utf-8"))
