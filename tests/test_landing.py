@@ -3,8 +3,10 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from diffusers.image_processor import VaeImageProcessor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,7 +15,7 @@ from shielded.repel import fixed_directions
 from shielded.shields import Shields
 from shielded.spaces import Latent, Pixels
 
-some = settings(max_examples=30, deadline=None)
+some = settings(max_examples=10, deadline=None)
 
 
 def spare(x):
@@ -26,9 +28,10 @@ def run(x, shields, radius, space=None, groups=None, **options):
 
 
 def measured(image):
-    """An independent 8-bit rounding, through uint8."""
-    byte = ((image.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
-    return byte.flatten(1).double() / 127.5 - 1
+    """What diffusers makes of it: PIL images, back in [-1, 1]."""
+    pictures = VaeImageProcessor().postprocess(image, output_type="pil")
+    stacked = torch.from_numpy(np.stack([np.asarray(p) for p in pictures]))
+    return stacked.permute(0, 3, 1, 2).flatten(1).double() / 127.5 - 1
 
 
 def pairs(x):
@@ -66,7 +69,7 @@ def test_pixels_are_clear_after_clamp_and_rounding(seed, flat, dtype):
     """Sprites: much of the picture sits on the wall of the box, so a clamp undoes a naive move."""
     generator = torch.Generator().manual_seed(seed)
     base = torch.randn(1, 3, 16, 16, generator=generator)
-    x = (base + 0.2 * torch.randn(5, 3, 16, 16, generator=generator)) * 1.5
+    x = (base + 0.2 * torch.randn(4, 3, 16, 16, generator=generator)) * 1.5
     x[:, :, torch.rand(16, 16, generator=generator) < flat] = 1.3
     landing = run(x.to(dtype), Shields.batch() + Shields.images(base.clamp(-1, 1)), 6.0, Pixels())
     got = measured(landing.sample)

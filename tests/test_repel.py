@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shielded.repel import escape, outside_hull, project, repel_sum, squared_distances
+from shielded.repel import Gram, escape, outside_hull, project, repel_sum, squared_distances
 
 torch.manual_seed(0)
 dims = st.integers(2, 40)
@@ -157,7 +157,8 @@ def test_the_move_is_the_shortest_orthogonal_to_the_hull(seed):
     m, d = 5, 20
     z, x = draw(seed, m, d), draw(seed + 1, 1, d, scale=0.1)
     r = torch.full((m,), 30.0, dtype=torch.float64)
-    y = outside_hull(x, z, r**2, everyone(1, m), spare(seed, x))
+    y, d2 = outside_hull(Gram.of(x, z), r**2, everyone(1, m), spare(seed, x))
+    assert torch.allclose(d2, squared_distances(y, z))
     assert float(clearance(y, z, r).min()) == pytest.approx(1)
     assert ((y - x) @ (z[1:] - z[0]).T).abs().max() < 1e-8
 

@@ -285,6 +285,9 @@ def test_bad_latents_are_named_and_the_scheduler_is_restored():
     with pytest.raises(ShapeMismatch, match="same model"):
         with Spell(Shields.images(torch.zeros(1, 7)), radius=1.0).on(pipe):
             pipe.scheduler.step(x, t, x)
+    with pytest.raises(ShapeMismatch, match="layout"):
+        with Spell(Shields.images(torch.zeros(1, 4, 4, 3)), radius=1.0).on(pipe):
+            pipe.scheduler.step(x, t, x)
     with pytest.raises(ShapeMismatch, match="groups"), spell.on(pipe, groups=["a", "b", "c", "d"]):
         pipe.scheduler.step(x, t, x)
     with pytest.raises(ShapeMismatch, match="latents of shapes"), spell.on(pipe):

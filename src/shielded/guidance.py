@@ -133,7 +133,7 @@ class Run:
 
     def shift(self, step: Step) -> Tensor | None:
         """The shift (B, D) of x0 at this call, recorded in the trace; None leaves all untouched."""
-        if not bool(step.x0.isfinite().all()):
+        if not finite(step.x0):
             raise NonFinite(
                 "the model's expected output holds NaN or infinity: try dtype=torch.float32, "
                 "another seed or a lower guidance_scale."
@@ -156,7 +156,7 @@ class Run:
         step = self._last
         if step is None:
             step = Step(sample, sample, 1.0, 0.0, expand(self.groups, len(sample)))
-        if not bool(sample.isfinite().all()):
+        if not finite(sample):
             raise NonFinite("the sampler returned NaN or infinity: try dtype=torch.float32.")
         with torch.autocast(sample.device.type, enabled=False):
             landing = self.guidance.land(sample, self.space, step)
@@ -188,11 +188,8 @@ class Run:
             active, delta, ratio = none.long(), none, none
         else:
             # score = (alpha x0 - x_t) / sigma^2 and its shift alpha delta / sigma^2
-            delta = shift.delta.norm(dim=1)
-            active, ratio = (
-                shift.active,
-                step.alpha * delta / step.noise.norm(dim=1).clamp(min=1e-30),
-            )
+            active, delta = shift.active, shift.delta.norm(dim=1)
+            ratio = step.alpha * delta / step.noise.norm(dim=1).clamp(min=1e-30)
         self.trace.records.append(
             Record(
                 self.generation, self.calls, step.timestep, step.noise_level, active, delta, ratio
@@ -203,6 +200,11 @@ class Run:
 def flat(x: Tensor) -> Tensor:
     """(B, ...) as (B, D) float64, the precision that decides."""
     return exact(x).flatten(1)
+
+
+def finite(x: Tensor) -> bool:
+    """Whether no number is NaN or infinite: one of them makes the sum so."""
+    return bool(x.sum(dtype=torch.float32).isfinite())
 
 
 def moved(x: Tensor, delta: Tensor, scale: float = 1.0) -> Tensor:

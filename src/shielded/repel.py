@@ -9,15 +9,52 @@
 All tensors are float64: distances between latents are small against their norms.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-__all__ = ["escape", "outside_hull", "project", "repel_sum", "squared_distances"]
+__all__ = ["Gram", "escape", "outside_hull", "project", "repel_sum", "squared_distances"]
 
 ROUNDS = 64  # how often a move may meet new shields before straight lines are searched instead
 LINES = 64  # directions of that search, besides those away from each reference
+
+
+@dataclass(frozen=True, slots=True)
+class Gram:
+    """Inner products of x and z about a common origin, from which all distances follow."""
+
+    x: Tensor  # (B, D), centred
+    z: Tensor  # (M, D), centred
+    origin: Tensor  # (D,)
+    xx: Tensor  # (B,) <x_b, x_b>
+    xz: Tensor  # (B, M) <x_b, z_m>
+    zz: Tensor  # (M, M) <z_m, z_n>
+
+    @classmethod
+    def of(cls, x: Tensor, z: Tensor) -> Gram:
+        """Three matrix products, or one where x is z, as within a batch."""
+        origin = z.mean(0) if len(z) else x.new_zeros(x.shape[1])
+        centred = z - origin
+        images = centred if x is z else x - origin
+        zz = centred @ centred.T
+        xz = zz if x is z else images @ centred.T
+        return cls(images, centred, origin, images.square().sum(1), xz, zz)
+
+    def distances(self) -> Tensor:
+        """|x_b - z_m|^2 (B, M); what is not well above its own rounding error is 0."""
+        norms = self.xx[:, None] + self.zz.diagonal()
+        d2 = norms - 2 * self.xz
+        return torch.where(d2 > 1e-13 * norms, d2, 0.0)
+
+    def rows(self, rows: Tensor) -> Gram:
+        """The same for some of the images."""
+        if len(rows) == len(self.x):
+            return self
+        return Gram(self.x[rows], self.z, self.origin, self.xx[rows], self.xz[rows], self.zz)
 
 
 def squared_distances(x: Tensor, z: Tensor) -> Tensor:
@@ -26,11 +63,7 @@ def squared_distances(x: Tensor, z: Tensor) -> Tensor:
     In float64 the error is about 1e-15 (|x|^2 + |z|^2), far below any radius in use; what is not
     well above it counts as 0.
     """
-    origin = z.mean(0) if len(z) else 0.0
-    x, z = x - origin, z - origin
-    norms = (x * x).sum(1)[:, None] + (z * z).sum(1)
-    d2 = norms - 2 * (x @ z.T)
-    return torch.where(d2 > 1e-13 * norms, d2, 0.0)
+    return Gram.of(x, z).distances()
 
 
 def repel_sum(x: Tensor, z: Tensor, r: Tensor, allowed: Tensor) -> Tensor:
@@ -43,10 +76,42 @@ def repel_sum(x: Tensor, z: Tensor, r: Tensor, allowed: Tensor) -> Tensor:
     return weight.sum(1, keepdim=True) * x - weight @ z
 
 
+def project(
+    x: Tensor, z: Tensor, r2: Tensor, allowed: Tensor, spare: Callable[[], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Move each image outside every allowed shield: y (B, D), and near (B, M), all that counted.
+
+    `outside_hull` of the shields that x is inside of; if y enters further ones, they join and the
+    formula is applied again. What the formula cannot clear (as many shields as dimensions) goes
+    to `escape`. An image that is inside no shield comes back unchanged. `spare` gives directions
+    (B, D) and is asked only where an image lies on its references.
+    """
+    gram = Gram.of(x, z)
+    near = allowed & (gram.distances() < r2)
+    rows = near.any(1).nonzero()[:, 0]
+    if not len(rows):
+        return x, near
+    y = x.clone()
+    for _ in range(ROUNDS):
+        out, d2 = outside_hull(gram.rows(rows), r2, near[rows], lambda rows=rows: spare()[rows])
+        y[rows] = out
+        entered = allowed[rows] & (d2 < r2 * (1 - 1e-9)) & ~near[rows]
+        lost = d2.isnan().any(1)
+        for b in rows[lost].tolist():
+            y[b] = escape(x[b], z[allowed[b]], r2[allowed[b]])
+        near[rows] |= entered
+        rows = rows[entered.any(1) & ~lost]
+        if not len(rows):
+            return y, near
+    for b in rows.tolist():
+        y[b] = escape(x[b], z[allowed[b]], r2[allowed[b]])
+    return y, near
+
+
 def outside_hull(
-    x: Tensor, z: Tensor, r2: Tensor, near: Tensor, spare: Callable[[], Tensor]
-) -> Tensor:
-    """Move x orthogonally to its near references until it is outside all their shields: (B, D).
+    gram: Gram, r2: Tensor, near: Tensor, spare: Callable[[], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Move x orthogonally to its near references until it is outside all their shields.
 
     With A = {m: near[b, m]}, p the projection of x on the affine hull of {z_m: m in A} and
     w the unit vector along x - p,
@@ -57,13 +122,13 @@ def outside_hull(
     `spare()` (B, D) made orthogonal to it; where no direction is orthogonal to the hull the row
     is NaN. r2 may be negative. Each row needs one near shield at least. The cost is one K x K
     solve a row on the Gram matrix, K = max |A|: nothing of size D is factorised.
+
+    Returns y (B, D) and its squared distances (B, M) to all references.
     """
+    x, z, zz = gram.x, gram.z, gram.zz
     index, valid = _indices(near)  # (B, K)
     base = index[:, :1]  # z_a, the first near reference of each row
-    origin = z.mean(0)
-    x, z = x - origin, z - origin
-    gram = z @ z.T
-    solve = _projector(gram, index, valid)
+    solve = _projector(zz, index, valid)
 
     def along_hull(inner: Tensor) -> Tensor:
         """Weights (B, M), summing to 0, of v's projection on span{z_m - z_a}, from <v, z_m>."""
@@ -71,44 +136,22 @@ def outside_hull(
         weights = torch.zeros_like(inner).scatter_add_(1, index, c)
         return weights.scatter_add_(1, base, -c.sum(1, keepdim=True))
 
-    weights = along_hull(x @ z.T - gram[base[:, 0]])  # of x - z_a
+    weights = along_hull(gram.xz - zz[base[:, 0]])  # of x - z_a
     weights.scatter_add_(1, base, torch.ones_like(base, dtype=x.dtype))
-    p = weights @ z
+    p, pz = weights @ z, weights @ zz
+    pp = (weights * pz).sum(1, keepdim=True)
     w = x - p
     size = w.norm(dim=1, keepdim=True)
-    flat = size <= 1e-9 * (x.norm(dim=1, keepdim=True) + p.norm(dim=1, keepdim=True))
-    w = w / size
+    flat = size <= 1e-9 * (gram.xx.sqrt()[:, None] + pp.clamp(min=0).sqrt())
+    w.div_(size)
     if bool(flat.any()):
         w = torch.where(flat, _orthogonal(spare(), lambda v: along_hull(v @ z.T) @ z), w)
-    t2 = torch.where(near, r2 - squared_distances(p, z), -torch.inf).amax(1, keepdim=True)
-    t = torch.maximum(t2.clamp(min=0).sqrt(), torch.where(flat, 0.0, size))
-    return p + t * w + origin
-
-
-def project(
-    x: Tensor, z: Tensor, r2: Tensor, allowed: Tensor, spare: Callable[[], Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Move each image outside every allowed shield: y (B, D), and near (B, M), all that counted.
-
-    `outside_hull` of the shields that x is inside of; if y enters further ones, they join and the
-    formula is applied again. What the formula cannot clear (as many shields as dimensions) goes
-    to `escape`. An image that is inside no shield comes back unchanged.
-    """
-    near = allowed & (squared_distances(x, z) < r2)
-    y, rows = x.clone(), near.any(1).nonzero()[:, 0]
-    for _ in range(ROUNDS):
-        if not len(rows):
-            return y, near
-        y[rows] = outside_hull(x[rows], z, r2, near[rows], lambda rows=rows: spare()[rows])
-        entered = allowed[rows] & (squared_distances(y[rows], z) < r2 * (1 - 1e-12)) & ~near[rows]
-        lost = ~y[rows].isfinite().all(1)
-        for b in rows[lost].tolist():
-            y[b] = escape(x[b], z[allowed[b]], r2[allowed[b]])
-        near[rows] |= entered
-        rows = rows[entered.any(1) & ~lost]
-    for b in rows.tolist():
-        y[b] = escape(x[b], z[allowed[b]], r2[allowed[b]])
-    return y, near
+    d2 = (pp + zz.diagonal() - 2 * pz).clamp_(min=0)  # |p - z_m|^2
+    t = torch.where(near, r2 - d2, -torch.inf).amax(1, keepdim=True).clamp(min=0).sqrt()
+    t = torch.maximum(t, torch.where(flat, 0.0, size))
+    wz = w @ z.T
+    wp = (weights * wz).sum(1, keepdim=True)
+    return p.add_(w.mul_(t)).add_(gram.origin), d2 + t * t + 2 * t * (wp - wz)
 
 
 def escape(x: Tensor, z: Tensor, r2: Tensor, targets: Tensor | None = None) -> Tensor:
@@ -174,15 +217,15 @@ def _indices(near: Tensor) -> tuple[Tensor, Tensor]:
     return index, near.gather(1, index)
 
 
-def _projector(gram: Tensor, index: Tensor, valid: Tensor) -> Callable[[Tensor], Tensor]:
+def _projector(zz: Tensor, index: Tensor, valid: Tensor) -> Callable[[Tensor], Tensor]:
     """Solve H c = v, H_ij = <z_i - z_a, z_j - z_a> for each row's own references: v (B, K) to c."""
     a = index[:, :1]
-    ia, aa = gram[index, a], gram[a, a]  # (B, K), (B, 1)
-    h = gram[index[:, :, None], index[:, None, :]] - ia[:, :, None] - ia[:, None, :] + aa[:, None]
+    ia, aa = zz[index, a], zz[a, a]  # (B, K), (B, 1)
+    h = zz[index[:, :, None], index[:, None, :]] - ia[:, :, None] - ia[:, None, :] + aa[:, None]
     size = h.diagonal(dim1=1, dim2=2)
     top = size.amax(1, keepdim=True)
     # The base itself, copies of it and padding span nothing: pivot 1, answer 0.
-    floor = torch.maximum(1e-12 * top, 1e-14 * gram.diagonal().max().clamp(min=1e-290))
+    floor = torch.maximum(1e-12 * top, 1e-14 * zz.diagonal().max().clamp(min=1e-290))
     span = valid & (size > floor)
     top = torch.where(span, size, 0.0).amax(1)[:, None].clamp(min=1e-290)
     h = (h / top[:, :, None]).masked_fill(~(span[:, :, None] & span[:, None, :]), 0.0)

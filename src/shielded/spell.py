@@ -74,6 +74,7 @@ class Spell(Guidance):
         start, stop = self.window
         if not start >= step.noise_level >= stop:
             return None
+        self.shields.fit(tuple(step.x0.shape[1:]))
         x = flat(step.x0)
         move = self._sum if self.overlap == "sum" else self._project
         y, near = move(x, step)
@@ -83,6 +84,7 @@ class Spell(Guidance):
 
     def land(self, sample: Tensor, space: Space, step: Step) -> Landing:
         """Check the returned images, move those inside, remember all of them."""
+        self.shields.fit(tuple(sample.shape[1:]))
         landing = land(
             sample,
             self.shields,

@@ -112,7 +112,8 @@ def _nearest(images: Tensor) -> float:
 
 def _unsaid(images: Tensor, run: Any, radius: float) -> int:
     """Pairs closer than r of which neither image's certificate says so."""
-    d = torch.cdist(*[pictures(images).flatten(1)] * 2, compute_mode="donot_use_mm_for_euclid_dist")
+    x = pictures(images).flatten(1)
+    d = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
     clear = torch.tensor([certificate.clear for certificate in run.certificates])
     close = (d < radius * (1 - 1e-5)) & clear[:, None] & clear
     return int(close.triu(1).sum())

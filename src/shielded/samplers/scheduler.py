@@ -126,7 +126,7 @@ class Adapter:
         half = self._half(x_t, out)
         rows, channels = slice(half), slice(x_t.shape[1])  # beyond them: a twin, a learned variance
         head = out[rows, channels]
-        raw = a * exact(x_t[rows]) + b * exact(head)
+        raw = (a * exact(x_t[rows])).add_(exact(head), alpha=b)
         x0 = clipped(scheduler, raw)
         count = len(x0)
         step = Step(x_t[rows], x0, alpha, sigma, expand(self.run.groups, count), float(timestep))

@@ -16,6 +16,7 @@ class Batch:
 
     radius: float | None = None
     name: str = "batch"
+    shape: None = None
 
     def references(self, x: Tensor, groups: Sequence[Hashable], reach: float) -> References:
         """The other images; an image is never its own reference."""

@@ -27,6 +27,12 @@ class History:
         """Empty the history."""
         self.latents: Tensor | None = None  # (K, ...) float32
         self.groups: list[Hashable] = []
+        self._chosen: tuple[list[int], Tensor] | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """Of one image; None while there is none."""
+        return None if self.latents is None else tuple(self.latents.shape[1:])
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -44,24 +50,30 @@ class History:
             latents = torch.cat([self.latents, latents.to(self.latents.device)])
         self.latents = latents
         self.groups = [*self.groups, *groups]
+        self._chosen = None
 
     def references(self, x: Tensor, groups: Sequence[Hashable], reach: float) -> References:
         """The remembered images of the groups in this batch."""
         if self.latents is None:
             return References(x[:0], x.new_zeros((len(x), 0), dtype=torch.bool), ())
         if self.latents.device != x.device:
-            self.latents = self.latents.to(x.device)
+            self.latents, self._chosen = self.latents.to(x.device), None
         present = set(groups)
         mine = [k for k, key in enumerate(self.groups) if key in present]
-        z = self.latents.flatten(1)
-        if len(mine) < len(z):
-            z = z[mine]
-        whole = len(mine) < SCREEN or z.shape[1] != x.shape[1] or reach == inf
+        z = self._of(mine)
+        whole = len(mine) < SCREEN or reach == inf
         if not whole:
             keep = within(x, z, reach).nonzero()[:, 0].tolist()
             z, mine = z[keep], [mine[k] for k in keep]
         allowed = same_group(groups, [self.groups[k] for k in mine], x.device)
         return References(z.to(x), allowed, mine, whole)
+
+    def _of(self, mine: list[int]) -> Tensor:
+        """The chosen images (N, D): few of them in float64, kept for the next call."""
+        if self._chosen is None or self._chosen[0] != mine:
+            z = self.latents.flatten(1)[mine]  # type: ignore[union-attr]
+            self._chosen = (mine, z.to(torch.float64) if len(mine) < SCREEN else z)
+        return self._chosen[1]
 
     def save(self, path: str | Path) -> None:
         """Write latents and groups as one safetensors file; groups must be JSON values."""
@@ -91,6 +103,7 @@ class History:
             raise BadInput(f"{path} is not a saved history: {error}.") from error
         if len(groups) != len(latents) or not bool(latents.isfinite().all()):
             raise BadInput(f"{path} is damaged: save the history again.")
+        self.forget()
         self.latents, self.groups = (latents if groups else None), groups
 
     def __repr__(self) -> str:

@@ -33,15 +33,17 @@ class Images:
             raise NonFinite("reference latents hold NaN or infinity: encode those images again.")
         if ids is not None and len(ids) != len(latents):
             raise BadInput(f"{len(ids)} ids for {len(latents)} images: give one id an image.")
-        self.radius = radius
-        self.latents = latents.detach().flatten(1).to(torch.float32)  # (K, D)
+        self.radius, self.shape = radius, tuple(latents.shape[1:])
+        # A small set is kept as it is used; a large one in float32, and converted where near.
+        kept = torch.float64 if len(latents) < SCREEN else torch.float32
+        self.latents = latents.detach().flatten(1).to("cpu").to(kept)  # (K, D)
         self.ids = range(len(latents)) if ids is None else list(ids)
 
     def references(self, x: Tensor, groups: Sequence[Hashable], reach: float) -> References:
         """All references, or with many of them those that a float32 bound cannot rule out."""
         if self.latents.device != x.device:
             self.latents = self.latents.to(x.device)
-        whole = len(self.ids) < SCREEN or self.latents.shape[1] != x.shape[1] or reach == inf
+        whole = len(self.ids) < SCREEN or reach == inf
         if whole:
             z, ids = self.latents, self.ids
         else:

@@ -34,8 +34,20 @@ class References:
 class Source(Protocol):
     """Anything that can name the references near given points."""
 
-    name: str
-    radius: float | None
+    @property
+    def name(self) -> str:
+        """What certificates call it."""
+        ...
+
+    @property
+    def radius(self) -> float | None:
+        """Its own radius, or None to take the guidance's."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """Of one reference as it was given, or None where any fits."""
+        ...
 
     def references(self, x: Tensor, groups: Sequence[Hashable], reach: float) -> References:
         """All references within `reach` of any x (B, D), float64; more is allowed, fewer is not."""
@@ -120,6 +132,18 @@ class Shields:
         """The sources that remember finished images."""
         return tuple(source for source in self.sources if hasattr(source, "remember"))  # type: ignore[misc]
 
+    def fit(self, shape: tuple[int, ...]) -> None:
+        """Raise ShapeMismatch if a source holds references of another layout than `shape`.
+
+        Flat references (K, D) fit any layout of D numbers.
+        """
+        for source in self.sources:
+            if source.shape is not None and source.shape not in (shape, (math.prod(shape),)):
+                raise ShapeMismatch(
+                    f"{source!r} holds latents of shape {source.shape}, the sampler's are {shape}: "
+                    "use references of the same model, image size and layout."
+                )
+
     def field(
         self, x: Tensor, groups: Sequence[Hashable], radius: float | None, reach: float = 0.0
     ) -> Field:
@@ -132,19 +156,15 @@ class Shields:
                     f"{source!r} has no radius: give the guidance a radius= or the source its own."
                 )
             part = source.references(x, groups, r + reach)
-            if len(part.z) and part.z.shape[1] != x.shape[1]:
-                raise ShapeMismatch(
-                    f"{source!r} holds latents of {part.z.shape[1]} numbers, the sampler's have "
-                    f"{x.shape[1]}: use references of the same model and image size."
-                )
             parts.append((source.name, part))
             radii.append(x.new_full((len(part.z),), r))
         if not parts:
             return Field(x[:0], x.new_zeros(0), x.new_zeros((len(x), 0)).bool(), (), True)
+        alone = parts[0][1] if len(parts) == 1 else None  # then z may be x itself: no copy
         return Field(
-            torch.cat([part.z for _, part in parts]),
+            alone.z if alone else torch.cat([part.z for _, part in parts]),
             torch.cat(radii),
-            torch.cat([part.allowed for _, part in parts], 1),
+            alone.allowed if alone else torch.cat([part.allowed for _, part in parts], 1),
             tuple((name, part.ids) for name, part in parts),
             all(part.whole for _, part in parts),
         )

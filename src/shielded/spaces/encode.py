@@ -14,7 +14,9 @@ from shielded.spaces.space import space_of
 
 
 @torch.no_grad()
-def encode(pipe: Any, images: Sequence[Any], height: int | None = None, width: int | None = None):
+def encode(
+    pipe: Any, images: Sequence[Any], height: int | None = None, width: int | None = None
+) -> Tensor:
     """PIL images as latents (K, ...), float32, as the pipeline's scheduler sees them.
 
     Pictures are put on white, resized to (height, width) or the pipeline's default size, and
@@ -28,7 +30,7 @@ def encode(pipe: Any, images: Sequence[Any], height: int | None = None, width: i
     pixels = _pixels(images, height or default[0], width or default[1])
     if isinstance(space_of(pipe), Pixels):
         return pixels
-    vae = getattr(pipe, "vae", None)
+    vae: Any = getattr(pipe, "vae", None)
     if type(vae).__name__ != "AutoencoderKL":
         raise BadInput(
             f"images cannot be encoded for {type(pipe).__name__} with {type(vae).__name__}: encode "

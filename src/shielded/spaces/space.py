@@ -9,7 +9,10 @@ from torch import Tensor
 class Space(Protocol):
     """The place where distances between finished images are measured."""
 
-    box: tuple[float, float] | None
+    @property
+    def box(self) -> tuple[float, float] | None:
+        """The interval that every number of a finished image is confined to, if any."""
+        ...
 
     def measure(self, sample: Tensor) -> Tensor:
         """The finished image (B, ...) that `sample` (B, ...) stands for, as float64."""
