@@ -138,15 +138,19 @@ def test_saved_images_are_a_radius_apart_across_batches_and_untouched_ones_are_i
         assert same or image["certificate"]["intervened"]
 
 
-def test_a_certificate_names_the_nearest_reference_and_its_true_distance(rgb, tmp_path):
-    _, run = generate(rgb, tmp_path, "--radius", 12, "--batch-size", 2, count=4)
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_a_certificate_names_the_nearest_reference_and_its_true_distance(rgb, tmp_path, size):
+    _, run = generate(rgb, tmp_path, "--radius", 12, "--batch-size", size, count=5)
     images = list(colours(tmp_path / "shielded").values())
     for k, image in enumerate(run["images"]):
         certificate = image["certificate"]
+        if k == 0 and size == 1:
+            assert certificate["nearest"] is None
+            continue
         other = int(certificate["nearest"].removeprefix("seed "))
         distance = np.linalg.norm(images[k] - images[other])
         assert certificate["distance"] == pytest.approx(distance, rel=1e-6)
-    assert run["images"][2]["certificate"]["source"] in ("batch", "history")
+        assert other < k or other // size == k // size
 
 
 def test_a_seed_means_the_same_image_in_any_batch(latent, tmp_path):
@@ -161,6 +165,7 @@ def test_prompts_do_not_repel_each_other(rgb, tmp_path):
     _, run = generate(rgb, tmp_path, "--radius", 10, prompts=("a dog", "two cats"), count=1)
     assert [image["certificate"]["source"] for image in run["images"]] == ["none", "none"]
     assert [image["seed"] for image in run["images"]] == [0, 0]
+    assert run["summary"]["nearest_pair_shielded"] is None  # one image of each: no pair
     assert sorted(colours(tmp_path / "shielded")) == ["000-seed0.png", "001-seed0.png"]
 
 

@@ -39,7 +39,6 @@ def protected(pipe: Any, folder: Path, radius: float | None) -> Any:
 def _open(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
-            image.load()
             return image.convert("RGBA")
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         raise BadInput(
