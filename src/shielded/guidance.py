@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 
 from shielded.errors import NonFinite, ShapeMismatch
 from shielded.landing import Landing
@@ -51,6 +52,11 @@ class Shift(NamedTuple):
 
     delta: Tensor
     active: Tensor
+
+    @property
+    def rows(self) -> Tensor:
+        """The images that are moved."""
+        return self.active.nonzero()[:, 0]
 
 
 class Guidance:
@@ -105,7 +111,7 @@ class Guidance:
         level = min(level, 1 - 1e-9)
         step = Step(x0, x0, 1.0, level / (1 - level), expand(groups, len(x0)))
         shift = self.shift(step)
-        return x0 if shift is None else moved(x0, shift.delta)
+        return x0 if shift is None else moved(x0, shift.delta, shift.rows)
 
 
 class Run:
@@ -131,8 +137,8 @@ class Run:
         self.calls = 0
         self._last = None
 
-    def shift(self, step: Step) -> Tensor | None:
-        """The shift (B, D) of x0 at this call, recorded in the trace; None leaves all untouched."""
+    def shift(self, step: Step) -> Shift | None:
+        """The shift of x0 at this call, recorded in the trace; None leaves all images untouched."""
         if not finite(step.x0):
             raise NonFinite(
                 "the model's expected output holds NaN or infinity: try dtype=torch.float32, "
@@ -149,7 +155,7 @@ class Run:
         self._record(step, shift)
         self.calls += 1
         self.total += 1
-        return None if shift is None else shift.delta
+        return shift
 
     def finish(self, sample: Tensor) -> Tensor:
         """The generation's returned latents (B, ...), landed, certified and remembered."""
@@ -188,8 +194,8 @@ class Run:
             active, delta, ratio = none.long(), none, none
         else:
             # score = (alpha x0 - x_t) / sigma^2 and its shift alpha delta / sigma^2
-            active, delta = shift.active, shift.delta.norm(dim=1)
-            ratio = step.alpha * delta / step.noise.norm(dim=1).clamp(min=1e-30)
+            active, delta = shift.active, vector_norm(shift.delta, dim=1)
+            ratio = step.alpha * delta / vector_norm(step.noise, dim=1).clamp(min=1e-30)
         self.trace.records.append(
             Record(
                 self.generation, self.calls, step.timestep, step.noise_level, active, delta, ratio
@@ -207,13 +213,14 @@ def finite(x: Tensor) -> bool:
     return bool(x.sum(dtype=torch.float32).isfinite())
 
 
-def moved(x: Tensor, delta: Tensor, scale: float = 1.0) -> Tensor:
-    """x + scale delta for the rows that delta (B, D) touches; the others keep their bits."""
-    rows = delta.any(1).nonzero()[:, 0]
-    out = x.clone()
-    shift = (scale * delta[rows]).reshape(-1, *x.shape[1:]).to(x.device)
+def moved(x: Tensor, delta: Tensor, rows: Tensor, scale: float = 1.0) -> Tensor:
+    """x + scale delta in `rows`, those that delta (B, D) touches; the others keep their bits."""
+    if len(rows) == len(x):
+        return torch.add(x, delta.reshape(x.shape).to(x.device), alpha=scale).to(x.dtype)
     rows = rows.to(x.device)
-    out[rows] = (x[rows].to(shift.dtype) + shift).to(x.dtype)
+    shift = delta.to(x.device)[rows].reshape(-1, *x.shape[1:])
+    out = x.clone()
+    out[rows] = torch.add(x[rows], shift, alpha=scale).to(x.dtype)
     return out
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 
 __all__ = ["Gram", "escape", "outside_hull", "project", "repel_sum", "squared_distances"]
 
@@ -141,7 +142,7 @@ def outside_hull(
     p, pz = weights @ z, weights @ zz
     pp = (weights * pz).sum(1, keepdim=True)
     w = x - p
-    size = w.norm(dim=1, keepdim=True)
+    size = vector_norm(w, dim=1, keepdim=True)
     flat = size <= 1e-9 * (gram.xx.sqrt()[:, None] + pp.clamp(min=0).sqrt())
     w.div_(size)
     if bool(flat.any()):
@@ -202,10 +203,10 @@ def _lines(x: Tensor, z: Tensor) -> Tensor:
 
 def _orthogonal(v: Tensor, onto: Callable[[Tensor], Tensor]) -> Tensor:
     """v without its part `onto` a subspace, of length 1; NaN where nothing but rounding is left."""
-    v = v / v.norm(dim=1, keepdim=True)
+    v = v / vector_norm(v, dim=1, keepdim=True)
     for _ in range(2):  # twice is enough: the second pass removes what rounding left in v
         v = v - onto(v)
-        length = v.norm(dim=1, keepdim=True)
+        length = vector_norm(v, dim=1, keepdim=True)
         v = torch.where(length > 1e-7, v / length, torch.nan)
     return v
 

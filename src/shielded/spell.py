@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from shielded.errors import BadInput, ShieldedError
-from shielded.guidance import Guidance, Shift, Step, flat
+from shielded.guidance import Guidance, Shift, Step, finite, flat
 from shielded.landing import Landing, land
 from shielded.repel import fixed_directions, project, repel_sum, squared_distances
 from shielded.shields import Field, Shields
@@ -113,7 +113,7 @@ class Spell(Guidance):
             if not far > reach:
                 break
             reach = 2 * far
-        if not bool(y.isfinite().all()):
+        if not finite(y):
             raise ShieldedError("no way out of the shields was found: use a smaller radius.")
         return y, near
 

@@ -34,8 +34,8 @@ class Denoiser:
         level = float(levels[0])
         x0 = self.fn(x, sigma, *args, **kwargs)
         step = Step(x, x0, 1.0, level, expand(self.run.groups, len(x0)), level)
-        delta = self.run.shift(step)
-        return x0 if delta is None else moved(x0, delta)
+        shift = self.run.shift(step)
+        return x0 if shift is None else moved(x0, shift.delta, shift.rows)
 
     def finish(self, images: Tensor) -> Tensor:
         """Land, certify and remember what the sampler returned (B, ...); a new run may follow."""

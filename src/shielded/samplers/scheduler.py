@@ -130,13 +130,11 @@ class Adapter:
         x0 = clipped(scheduler, raw)
         count = len(x0)
         step = Step(x_t[rows], x0, alpha, sigma, expand(self.run.groups, count), float(timestep))
-        delta = self.run.shift(step)
-        if delta is None or abs(b) < 1e-12:  # b = 0: this call's x0 is x_t itself; landing is left
+        shift = self.run.shift(step)
+        if shift is None or abs(b) < 1e-12:  # b = 0: this call's x0 is x_t itself; landing is left
             return
-        if x0 is not raw:
-            touched = delta.any(1, keepdim=True)
-            delta = torch.where(touched, delta + (x0 - raw).flatten(1), 0.0)
-        head = moved(head, delta, 1 / b)
+        delta = shift.delta if x0 is raw else shift.delta + (x0 - raw).flatten(1)
+        head = moved(head, delta, shift.rows, 1 / b)
         if half != len(x_t):
             head = torch.cat([head, head])
         if head.shape != out.shape:

@@ -181,6 +181,8 @@ def check_radius(radius: float | None) -> float | None:
 
 def same_group(a: Sequence[Hashable], b: Sequence[Hashable], device: torch.device) -> Tensor:
     """(len(a), len(b)) bool: which pairs of keys are equal."""
+    if len({*a, *b}) == 1:
+        return torch.ones(len(a), len(b), dtype=torch.bool, device=device)
     number = {key: n for n, key in enumerate(dict.fromkeys((*a, *b)))}
     left = torch.tensor([number[key] for key in a], device=device, dtype=torch.long)
     right = torch.tensor([number[key] for key in b], device=device, dtype=torch.long)
