@@ -16,8 +16,9 @@ ANY_COLOUR = set(
 EVERYDAY = set(
     "sword book potion ring shield boots dragon spider skeleton tree axe bow staff helmet amulet "
     "scroll wand snake ghost hat cloak statue altar key chest apple banana bat wolf dog bear "
-    "turtle scorpion demon giant eye butterfly elephant frog rat fish mushroom bee knight angel crab orb "
-    "door fountain pizza bread strawberry lemon grape fruit robe gloves hammer sheep".split()
+    "turtle scorpion demon giant eye butterfly elephant frog rat fish mushroom bee knight "
+    "angel crab orb door fountain pizza bread strawberry lemon grape fruit robe "
+    "gloves hammer sheep".split()
 )
 MIRRORED = ("/mon/", "/dc-mon/", "/monsters/", "/trees/", "/food/")
 TURNS = (43, 85, 128, 170, 213)  # of 256
