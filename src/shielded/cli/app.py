@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from shielded.cli.bench import bench
 from shielded.cli.calibrate import calibrate
 from shielded.cli.generate import generate
 from shielded.cli.models import models
@@ -20,6 +21,7 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(calibrate)
 app.command()(models)
+app.command()(bench)
 
 
 def _version(asked: bool) -> None:

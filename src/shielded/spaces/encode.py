@@ -26,16 +26,20 @@ def encode(
     """
     if not images:
         raise BadInput("there are no images to encode.")
-    default = _size(pipe)
-    pixels = _pixels(images, height or default[0], width or default[1])
-    if isinstance(space_of(pipe), Pixels):
-        return pixels
     vae: Any = getattr(pipe, "vae", None)
-    if type(vae).__name__ != "AutoencoderKL":
+    in_pixels = isinstance(space_of(pipe), Pixels)
+    if not in_pixels and type(vae).__name__ != "AutoencoderKL":
+        with_ = f" with {type(vae).__name__}" if vae is not None else ""
         raise BadInput(
-            f"images cannot be encoded for {type(pipe).__name__} with {type(vae).__name__}: encode "
-            "them with the model's own code and pass Shields.images(latents)."
+            f"images cannot be encoded for {type(pipe).__name__}{with_}: encode them with the "
+            "model's own code and pass Shields.images(latents)."
         )
+    if height is None or width is None:
+        default = _size(pipe)
+        height, width = height or default[0], width or default[1]
+    pixels = _pixels(images, height, width)
+    if in_pixels:
+        return pixels
     rows = []
     for image in pixels.split(1):  # one at a time: a decoder's memory, not a set's
         z = vae.encode(image.to(vae.device, vae.dtype)).latent_dist.mode().to(torch.float32)
