@@ -466,3 +466,25 @@ def test_version_and_no_arguments():
 
     assert shielded("--version").stdout.strip() == __version__
     assert "generate" in shielded().output
+
+
+def test_the_bundled_model_is_the_default_and_tells_words_it_does_not_know(tmp_path):
+    result = shielded(
+        "generate", "sword excaliburr", "-n", 2, "--steps", 2, "--radius", 30, "--out", tmp_path
+    )
+    assert result.exit_code == 0, result.output
+    assert "has never seen the word excaliburr" in result.stderr
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert run["model"]["name"] == "tiny-sprites"
+    one, other = colours(tmp_path / "shielded").values()
+    assert one.shape == (32, 32, 3)
+    assert np.linalg.norm(one - other) >= 30 * (1 - 1e-5)
+
+
+def test_models_are_listed_with_size_and_the_first_words_of_their_cards():
+    told = json.loads(shielded("models", "--json").stdout)
+    assert 0.1 < told["tiny-sprites"]["megabytes"] <= 10
+    assert "sprite" in told["tiny-sprites"]["summary"].lower()
+    words = shielded("models").stdout
+    assert "tiny-sprites" in words
+    assert told["tiny-sprites"]["summary"] in words

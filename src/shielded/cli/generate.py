@@ -2,6 +2,7 @@
 """`shielded generate`: the same seeds without and with SPELL."""
 
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -124,17 +125,19 @@ def _check_early(settings: Settings) -> None:
 
 def _prepare(settings: Settings, kept: Kept, silent: bool) -> tuple[Any, str]:
     """The pipeline and the batches, as Work, and the device's name."""
-    import time
-
-    start = time.perf_counter()
-    from shielded.cli.load import load_pipe, quiet, warn_unknown_words
     from shielded.cli.progress import Progress
-    from shielded.cli.run import Work
-    from shielded.cli.sample import batches, call_options
-    from shielded.models import available
 
-    quiet()
-    pipe, device = load_pipe(settings.model, settings.device, settings.dtype, settings.scheduler)
+    progress, start = Progress(silent), time.perf_counter()
+    with progress.waiting(f"loading {settings.model}"):
+        from shielded.cli.load import load_pipe, quiet, warn_unknown_words
+        from shielded.cli.run import Work
+        from shielded.cli.sample import batches, call_options
+        from shielded.models import available
+
+        quiet()
+        pipe, device = load_pipe(
+            settings.model, settings.device, settings.dtype, settings.scheduler
+        )
     options = call_options(
         pipe, {"num_inference_steps": settings.steps, "guidance_scale": settings.guidance_scale}
     )
@@ -143,7 +146,7 @@ def _prepare(settings: Settings, kept: Kept, silent: bool) -> tuple[Any, str]:
     made = batches(
         settings.prompts, settings.num_images, settings.seed, settings.batch_size or default
     )
-    work = Work(settings, pipe, made, options, Progress(silent), kept)
+    work = Work(settings, pipe, made, options, progress, kept)
     work.seconds["load"] = time.perf_counter() - start
     return work, device
 

@@ -39,6 +39,17 @@ class Progress:
         self.silent = silent or not sys.stderr.isatty()
 
     @contextmanager
+    def waiting(self, title: str) -> Iterator[None]:
+        """Show `title` while something takes its time without telling how long."""
+        if self.silent:
+            yield
+            return
+        from rich.console import Console
+
+        with Console(stderr=True).status(title, spinner_style="dark_orange"):
+            yield
+
+    @contextmanager
     def over(self, pipe: Any, title: str, batches: int) -> Iterator[Any]:
         """Show `title` while the pipeline makes so many batches; the pipeline's own bar is off."""
         from rich.console import Console
