@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from shielded.landing import TOLERANCE, land
 from shielded.repel import fixed_directions
 from shielded.shields import Shields
+from shielded.shields.images import within
 from shielded.spaces import Latent, Pixels
+from shielded.spell import Spell
 
 some = settings(max_examples=10, deadline=None)
 
@@ -79,6 +81,8 @@ def test_pixels_are_clear_after_clamp_and_rounding(seed, flat, dtype):
     )
     assert all(nearest.clear for nearest in landing.nearest)
     assert torch.allclose(got, landing.measured.flatten(1))
+    moved = [n.distance for n, m in zip(landing.nearest, landing.moved, strict=True) if m]
+    assert all(d <= 6.0 * 1.02 for d in moved), "no further than needed"
 
 
 def test_a_naive_clamp_would_have_failed():
@@ -141,3 +145,29 @@ def test_large_sets_are_searched_exactly():
     d = torch.cdist(landing.sample.flatten(1).double(), z.flatten(1).double())
     assert float(d.min()) >= 9.0 * (1 - TOLERANCE)
     assert landing.moved.all()
+
+
+@some
+@given(st.integers(0, 10_000), st.sampled_from([1.0, 1e2, 1e4]))
+def test_the_float32_bound_never_drops_a_reference(seed, scale):
+    """Far from the origin float32 distances are noise; what is near must still come through."""
+    generator = torch.Generator().manual_seed(seed)
+    x = scale + torch.randn(3, 192, generator=generator, dtype=torch.float64)
+    u = torch.randn(300, 192, generator=generator, dtype=torch.float64)
+    u = u / u.norm(dim=1, keepdim=True)
+    z = (x[torch.arange(300) % 3] + 5.0 * u).float()
+    near = torch.cdist(x, z.double(), compute_mode="donot_use_mm_for_euclid_dist").amin(0) <= 5.0
+    assert bool(within(x, z, 5.0)[near].all())
+    far = x[:1].float() + 100 * scale
+    assert not bool(within(x, far, 5.0).any())
+
+
+def test_a_large_set_moves_as_small_ones_do():
+    generator = torch.Generator().manual_seed(4)
+    z = torch.randn(600, 1, 8, 8, generator=generator)
+    x = z[::100] + 0.1 * torch.randn(6, 1, 8, 8, generator=generator)
+    small = [Shields.images(part) for part in z.split(200)]
+    one = Spell(Shields.images(z), radius=9.0).correct(x)
+    three = Spell(small[0] + small[1] + small[2], radius=9.0).correct(x)
+    assert torch.allclose(one, three, atol=1e-4)
+    assert float(torch.cdist(one.flatten(1), z.flatten(1)).min()) >= 9.0 * (1 - 1e-4)

@@ -198,3 +198,36 @@ def test_ten_thousand_heavy_overlaps():
         gap = torch.cdist(y, z, compute_mode="donot_use_mm_for_euclid_dist")
         worst = min(worst, float(gap[own].min()))
     assert worst >= 1 - 1e-9
+
+
+@some
+@given(seeds, st.integers(2, 30))
+def test_shields_entered_on_the_way_join_the_hull(seed, m):
+    """The move stays normal to all shields that counted, those entered later included."""
+    d = m + 10
+    z = draw(seed, m, d) / math.sqrt(d)
+    x = z[:1] + 0.05 * draw(seed + 1, 1, d) / math.sqrt(d)
+    r = torch.full((m,), 0.9, dtype=torch.float64)
+    y, near = project(x, z, r**2, everyone(1, m), spare(seed, x))
+    hull = z[near[0]] - z[near[0]][:1]
+    assert ((y - x) @ hull.T).abs().max() < 1e-8
+    assert float(clearance(y, z, r)) >= 1 - 1e-9
+
+
+def test_leaving_one_shield_may_enter_the_next():
+    z = torch.tensor([[0.0, 0, 0], [1.6, 0, 0]], dtype=torch.float64)
+    x = torch.tensor([[0.5, 0.01, 0]], dtype=torch.float64)
+    r = torch.ones(2, dtype=torch.float64)
+    y, near = project(x, z, r**2, everyone(1, 2), lambda: torch.ones_like(x))
+    assert near.tolist() == [[True, True]]
+    assert float((y - x)[0, 0]) == pytest.approx(0, abs=1e-12)
+    assert float(clearance(y, z, r)) >= 1 - 1e-12
+
+
+def test_a_spare_direction_almost_in_the_hull_is_cleaned():
+    z = draw(0, 4, 30)
+    x = z[:1].clone()
+    r = torch.full((4,), 40.0, dtype=torch.float64)
+    v = z[1:2] - z[2:3] + 1e-6 * draw(1, 1, 30)
+    y, _ = project(x, z, r**2, everyone(1, 4), lambda: v)
+    assert float(clearance(y, z, r)) >= 1 - 1e-13
