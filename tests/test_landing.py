@@ -171,3 +171,13 @@ def test_a_large_set_moves_as_small_ones_do():
     three = Spell(small[0] + small[1] + small[2], radius=9.0).correct(x)
     assert torch.allclose(one, three, atol=1e-4)
     assert float(torch.cdist(one.flatten(1), z.flatten(1)).min()) >= 9.0 * (1 - 1e-4)
+
+
+def test_a_large_set_is_asked_again_for_what_the_move_may_enter():
+    """Leaving one shield leads straight into another, which the first search had left out."""
+    u = torch.zeros(1, 64)
+    u[0, 0] = 1.0
+    far = 500 + torch.randn(400, 64, generator=torch.Generator().manual_seed(5))
+    z = torch.cat([far, torch.zeros(1, 64), 1.8 * 5.0 * u])
+    y = Spell(Shields.images(z), radius=5.0).correct(0.01 * u + 1e-3 * u.flip(1))
+    assert float(torch.cdist(y, z).min()) >= 5.0 * (1 - 1e-4)
