@@ -234,3 +234,11 @@ def test_nearest_pair_is_the_smallest_distance():
     assert nearest_pair([points[0]]) is None
     line = [np.array([float(x)]) for x in (0, 5, 7)]
     assert nearest_pair(line) == min(float(b[0] - a[0]) for a, b in pairwise(line))
+
+
+def test_the_sheet_draws_letters_beyond_ascii():
+    drawn = {
+        word: contact_sheet([pair(0, prompt=word)]).crop((40, 50, 300, 95)).tobytes()
+        for word in ("ü", "ß", "я")
+    }
+    assert len(set(drawn.values())) == 3  # a font without them draws the same box for each

@@ -103,4 +103,4 @@ def _subtitle(run: dict[str, Any]) -> str:
     steps = run["settings"]["steps"]
     parts = [run["model"]["name"], run["model"]["scheduler"]]
     parts += [f"{steps} steps"] if steps else []
-    return " · ".join([*parts, f"radius {number(run['settings']['radius'])}"])
+    return ", ".join([*parts, f"radius {number(run['settings']['radius'])}"])

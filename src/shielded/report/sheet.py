@@ -67,7 +67,12 @@ def shorten(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, 
     return text.rstrip() + "..."
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def _font(size: int, text: str = "") -> ImageFont.FreeTypeFont:
+    """Pillow's own font; matplotlib's for a text with letters that the former lacks."""
+    if not text.isascii():
+        from matplotlib import get_data_path
+
+        return ImageFont.truetype(f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)
     font = ImageFont.load_default(size)
     assert isinstance(font, ImageFont.FreeTypeFont)  # always so where Pillow has FreeType
     return font
@@ -75,9 +80,10 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 def _heading(draw: ImageDraw.ImageDraw, top: int, prompt: str, subtitle: str, width: int) -> None:
     room = width - 2 * MARGIN
-    title = shorten(draw, " ".join(prompt.split()), _font(28), room)
-    draw.text((MARGIN, top), title, INK, _font(28))
-    draw.text((MARGIN, top + 38), shorten(draw, subtitle, _font(15), room), FAINT, _font(15))
+    for text, down, size, colour in ((prompt, 0, 28, INK), (subtitle, 38, 15, FAINT)):
+        text = " ".join(text.split())
+        font = _font(size, text)
+        draw.text((MARGIN, top + down), shorten(draw, text, font, room), colour, font)
 
 
 def _band(
