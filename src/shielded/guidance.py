@@ -215,12 +215,13 @@ def finite(x: Tensor) -> bool:
 
 def moved(x: Tensor, delta: Tensor, rows: Tensor, scale: float = 1.0) -> Tensor:
     """x + scale delta in `rows`, those that delta (B, D) touches; the others keep their bits."""
+    wide = torch.promote_types(x.dtype, torch.float32)  # 16 bits are rounded once, at the end
+    shift = (scale * delta).to(wide).to(x.device).reshape(x.shape)
     if len(rows) == len(x):
-        return torch.add(x, delta.reshape(x.shape).to(x.device), alpha=scale).to(x.dtype)
+        return (x + shift).to(x.dtype)
     rows = rows.to(x.device)
-    shift = delta.to(x.device)[rows].reshape(-1, *x.shape[1:])
     out = x.clone()
-    out[rows] = torch.add(x[rows], shift, alpha=scale).to(x.dtype)
+    out[rows] = (x[rows] + shift[rows]).to(x.dtype)
     return out
 
 
