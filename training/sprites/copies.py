@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=8)
     options = parser.parse_args()
     prompts = json.loads((options.model / "prompts.json").read_text())["bench"]
-    pipe = TinyTextToImagePipeline.from_pretrained(options.model, torch_dtype=torch.float32)
+    pipe = TinyTextToImagePipeline.from_pretrained(options.model, dtype=torch.float32)
     pictures, found = references(options.data), []
     for prompt in prompts:
         seeds = [torch.Generator().manual_seed(i) for i in range(options.seeds)]

@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("prompts", nargs="+")
     options = parser.parse_args()
-    pipe = TinyTextToImagePipeline.from_pretrained(options.model, torch_dtype=torch.float32)
+    pipe = TinyTextToImagePipeline.from_pretrained(options.model, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     sheet(options.prompts, rows(pipe, options.prompts, options)).save(options.out)
 

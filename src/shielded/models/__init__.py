@@ -39,7 +39,7 @@ def load(
     from shielded.models.pipeline import TinyTextToImagePipeline
 
     pipe = TinyTextToImagePipeline.from_pretrained(
-        folder, torch_dtype=dtype or torch.float32, local_files_only=True, use_safetensors=True
+        folder, dtype=dtype or torch.float32, local_files_only=True, use_safetensors=True
     )
     return pipe.to(device) if device is not None else pipe
 
