@@ -10,20 +10,21 @@ import torch
 from shielded.bench.table import Table
 from shielded.repel import project, repel_sum
 
-SIZES = (1, 2, 4, 8, 16, 32, 64)
+WIDE = [(256, k) for k in (1, 2, 4, 8, 16, 32, 64)]  # (D, K): many more numbers than shields
+NARROW = [(d, k) for d in (2, 16) for k in (2, 8, 64)]  # where pushes can cancel
 
 
 def run(smoke: bool = False, progress: Callable[[str], None] = lambda text: None) -> Table:
     """Random centres within r of each other, x0 among them: K = 1 to 64 shields of radius 1."""
-    dims, cases = 256, 70 if smoke else 10_003
-    table = Table("overlap", f"Moves out of K overlapping shields of radius 1, D = {dims}")
+    each = 10 if smoke else 1429
+    table = Table("overlap", "Moves out of K overlapping shields of radius 1 in D dimensions")
     generator = torch.Generator().manual_seed(0)
-    each = cases // len(SIZES)
-    for k in SIZES:
-        progress(f"K = {k}")
+    for dims, k in WIDE + NARROW:
+        progress(f"D = {dims}, K = {k}")
         moves = [_case(k, dims, generator) for _ in range(each)]
         s, p = (torch.stack([move[n] for move in moves]) for n in (0, 1))
         table.add(
+            D=dims,
             K=k,
             cases=each,
             **{
