@@ -26,7 +26,7 @@ class Kept:
         self.folder: str | None = None
 
     def __str__(self) -> str:
-        if self.folder is None:
+        if not self.images:
             return ""
         noun = "finished image is" if self.images == 1 else "finished images are"
         return f" {self.images} {noun} in {self.folder}."
