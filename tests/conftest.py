@@ -18,4 +18,5 @@ settings.load_profile("house")
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the radii that calibrate remembers out of the user's cache folder."""
+    monkeypatch.delenv("SHIELDED_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
