@@ -3,7 +3,6 @@
 
 import copy
 import inspect
-import pickle
 from typing import ClassVar
 
 import diffusers
@@ -219,7 +218,7 @@ def test_the_class_is_transparent_and_restored():
         assert type(scheduler).__name__ == plain.__name__
         assert inspect.signature(scheduler.step) == inspect.signature(plain().step)
         assert type(copy.deepcopy(scheduler)) is plain
-        assert type(pickle.loads(pickle.dumps(scheduler))) is plain
+        assert type(copy.copy(scheduler)) is plain
         assert scheduler.config == plain().config
         raise RuntimeError("mine")
     assert type(pipe.scheduler) is plain
