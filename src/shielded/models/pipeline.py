@@ -57,7 +57,7 @@ class TinyTextToImagePipeline(DiffusionPipeline):
     @property
     def size(self) -> int:
         """Height and width of the pictures, in pixels."""
-        return self.unet.config.sample_size * self.config.patch_size
+        return self.unet.config.sample_size * self.config["patch_size"]
 
     @property
     def guidance_scale(self) -> float:
@@ -130,7 +130,7 @@ class TinyTextToImagePipeline(DiffusionPipeline):
         x = torch.cat([latents, latents]) if guided else latents
         scale = getattr(self.scheduler, "scale_model_input", None)
         x = scale(x, t) if scale else x
-        patch = self.config.patch_size
+        patch = self.config["patch_size"]
         out = self.unet(
             pixel_unshuffle(x, patch),
             t,
@@ -203,7 +203,7 @@ class TinyTextToImagePipeline(DiffusionPipeline):
         extra = {"generator": generator} if "generator" in takes else {}
         timesteps = self.scheduler.timesteps
         self._num_timesteps = len(timesteps)
-        with self.progress_bar(total=len(timesteps)) as bar:
+        with self.progress_bar(total=len(timesteps)) as bar:  # pyright: ignore[reportCallIssue]
             for i, t in enumerate(timesteps):
                 out = self.predict(latents, t, embeds, pooled)
                 latents = self.scheduler.step(out, t, latents, return_dict=False, **extra)[0]
