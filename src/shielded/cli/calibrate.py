@@ -19,6 +19,7 @@ def calibrate(
     steps: opt.Steps = None,
     guidance_scale: opt.GuidanceScale = None,
     scheduler: opt.Scheduler = None,
+    batch_size: opt.BatchSize = None,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
     json: opt.Json = False,
@@ -29,24 +30,34 @@ def calibrate(
     """Measure how far apart the images of a prompt are, and propose a radius."""
     given = {"num_inference_steps": steps, "guidance_scale": guidance_scale}
     with guarded():
-        from shielded.cli.settings import check_count, check_prompts, check_seed
+        from shielded.cli.settings import (
+            BUNDLED_BATCH,
+            OTHER_BATCH,
+            check_count,
+            check_prompts,
+            check_seed,
+        )
 
         check_prompts(tuple(prompts))
         check_count(num_images, "-n")
         check_seed(seed)
         if steps is not None:
             check_count(steps, "--steps")
+        if batch_size is not None:
+            check_count(batch_size, "--batch-size")
         from shielded import calibrate as measure
         from shielded.cli.load import load_pipe, quiet, warn_unknown_words
         from shielded.cli.progress import Progress
         from shielded.cli.sample import call_options
+        from shielded.models import available
 
         quiet()
         pipe, _ = load_pipe(model, device, dtype, scheduler)
         call = call_options(pipe, given)
         warn_unknown_words(pipe, tuple(prompts))
-        with Progress(json).over(pipe, "calibrate", len(prompts)):
-            found = measure(pipe, list(prompts), num_images, seed, cache=cache, **call)
+        size = batch_size or (BUNDLED_BATCH if model in available() else OTHER_BATCH)
+        with Progress(json).over(pipe, "calibrate", len(prompts) * -(-num_images // size)):
+            found = measure(pipe, list(prompts), num_images, seed, cache, size, **call)
     if json:
         sys.stdout.write(jsonlib.dumps(found.to_dict(), indent=2) + "\n")
     else:

@@ -11,7 +11,14 @@ import typer
 
 from shielded.cli import options as opt
 from shielded.cli.guard import NOT_CLEAR, Kept, guarded, say
-from shielded.cli.settings import BUNDLED_BATCH, OTHER_BATCH, Settings, parse_radius, reproduce
+from shielded.cli.settings import (
+    BUNDLED_BATCH,
+    CALIBRATION_IMAGES,
+    OTHER_BATCH,
+    Settings,
+    parse_radius,
+    reproduce,
+)
 from shielded.errors import BadInput
 
 
@@ -143,10 +150,9 @@ def _prepare(settings: Settings, kept: Kept, silent: bool) -> tuple[Any, str]:
     )
     warn_unknown_words(pipe, settings.prompts)
     default = BUNDLED_BATCH if settings.model in available() else OTHER_BATCH
-    made = batches(
-        settings.prompts, settings.num_images, settings.seed, settings.batch_size or default
-    )
-    work = Work(settings, pipe, made, options, progress, kept)
+    size = settings.batch_size or default
+    made = batches(settings.prompts, settings.num_images, settings.seed, size)
+    work = Work(settings, pipe, made, size, options, progress, kept)
     work.seconds["load"] = time.perf_counter() - start
     return work, device
 
@@ -177,9 +183,17 @@ def _calibrated(work: Any) -> Any:
     """The Calibration that --radius auto asks for."""
     from shielded import calibrate
 
-    prompts = list(work.settings.prompts)
-    with work.timed("calibrate"), work.progress.over(work.pipe, "calibrate", len(prompts)):
-        return calibrate(work.pipe, prompts, seed=work.settings.seed, **work.options)
+    prompts, size = list(work.settings.prompts), work.batch_size
+    total = len(prompts) * -(-CALIBRATION_IMAGES // size)
+    with work.timed("calibrate"), work.progress.over(work.pipe, "calibrate", total):
+        return calibrate(
+            work.pipe,
+            prompts,
+            CALIBRATION_IMAGES,
+            work.settings.seed,
+            batch_size=size,
+            **work.options,
+        )
 
 
 def _facts(work: Any, spell: Any, calibration: Any, device: str) -> dict[str, Any]:
@@ -204,7 +218,7 @@ def _facts(work: Any, spell: Any, calibration: Any, device: str) -> dict[str, An
             "window": list(settings.window),
             "history": str(settings.history) if settings.history else None,
             "protected": list(pictures(settings.protect)) if settings.protect else [],
-            "batch_size": max(len(batch.seeds) for batch in work.batches),
+            "batch_size": work.batch_size,
             "device": device,
             "dtype": str(pipe.dtype).removeprefix("torch."),
         },

@@ -36,6 +36,7 @@ class Work:
     settings: Settings
     pipe: Any
     batches: list[Batch]
+    batch_size: int
     options: dict[str, Any]
     progress: Progress
     kept: Kept

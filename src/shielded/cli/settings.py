@@ -8,6 +8,7 @@ from pathlib import Path
 
 from shielded.errors import BadInput
 
+CALIBRATION_IMAGES = 16  # a prompt, as in the paper
 BUNDLED_BATCH, OTHER_BATCH = 16, 4  # images made together where --batch-size is not given
 
 
