@@ -17,7 +17,7 @@ def main() -> None:
             file=sys.stderr,
         )
         raise SystemExit(2)
-    # Threads that wait by spinning make a busy machine ten times slower; torch reads this on import.
+    # Threads that spin while they wait make a busy machine ten times slower; torch reads this once.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         from shielded.cli.app import app
