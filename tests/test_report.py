@@ -202,9 +202,9 @@ def test_the_page_says_of_each_image_what_its_certificate_says():
     found.feed(page(run_of(pairs), pairs, b"", b""))
     start = found.cells.index("not touched")
     told = [cell for cell in found.cells[start:] if cell]
-    assert told[:5] == ["not touched", "seed 1", "30", "25", "clear"]
-    assert told[6:11] == ["moved", "seed 2", "31", "25", "clear"]
-    assert told[12:17] == ["moved", "seed 3", "32", "25", "not clear"]
+    assert told[:5] == ["not touched", "seed 1", "30.00", "25.00", "clear"]
+    assert told[6:11] == ["moved", "seed 2", "31.00", "25.00", "clear"]
+    assert told[12:17] == ["moved", "seed 3", "32.00", "25.00", "not clear"]
 
 
 def test_the_page_escapes_what_a_prompt_holds():

@@ -81,6 +81,11 @@ def number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
 
 
+def figures(value: float | None) -> str:
+    """Four figures, zeros at the end included, so that a column lines up."""
+    return "-" if value is None else f"{value:#.4g}"
+
+
 def outcome(pair: Pair) -> str:
     """What SPELL did to an image, in a few words."""
     if pair.certificate["landed"]:
@@ -98,8 +103,8 @@ def _row(pair: Pair) -> Row:
         intervened=pair.intervened,
         outcome=outcome(pair),
         reference=certificate.get("nearest") or "none",
-        distance=number(certificate["distance"]),
-        radius=number(certificate["radius"]),
+        distance=figures(certificate["distance"]),
+        radius="-" if certificate["distance"] is None else figures(certificate["radius"]),
     )
 
 

@@ -24,7 +24,7 @@ class Theme:
 
 LIGHT = Theme("#ffffff", "#1c1c1e", "#85858b", "#ececef", "#ff8c00")
 DARK = Theme("#141416", "#ececf0", "#96969e", "#2a2a2f", "#ff9d2e")
-LOG_FROM = 100.0  # a range wider than this reads better on a logarithmic axis
+LOG_FROM = 10.0  # times the median: with a larger maximum a logarithmic axis reads better
 
 
 def trace_plot(all_series: Sequence[Series], theme: Theme = LIGHT) -> bytes:
@@ -80,8 +80,17 @@ def _draw_strength(axes: Any, all_series: Sequence[Series], theme: Theme) -> Non
             shown = np.where(shown > 0, shown, np.nan)
         for column in shown.T:
             if np.nanmax(column, initial=0.0) > 0:
-                axes.plot(one.noise_level, column, color=theme.line, alpha=0.55, linewidth=1.0)
+                axes.plot(
+                    one.noise_level,
+                    column,
+                    marker=".",  # an image moved by a single call is a point, not a line
+                    markersize=2.5,
+                    color=theme.line,
+                    alpha=0.55,
+                    linewidth=1.0,
+                )
     axes.set_yscale("log" if logarithmic else "linear")
+    axes.minorticks_off()
     if not logarithmic:
         axes.set_ylim(0, 1.08 * values.max())
 
