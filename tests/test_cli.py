@@ -473,6 +473,7 @@ def test_the_bundled_model_is_the_default_and_tells_words_it_does_not_know(tmp_p
         "generate", "sword excaliburr", "-n", 2, "--steps", 2, "--radius", 30, "--out", tmp_path
     )
     assert result.exit_code == 0, result.output
+    assert result.stderr.count("excaliburr") == 1, result.stderr
     assert "has never seen the word excaliburr" in result.stderr
     run = json.loads((tmp_path / "run.json").read_text())
     assert run["model"]["name"] == "tiny-sprites"

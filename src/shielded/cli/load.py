@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From the words on the command line to a pipeline that is ready to run."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -117,14 +118,30 @@ def _is_flow(scheduler: Any) -> bool:
     return flow or type(scheduler).__name__.startswith("FlowMatch")
 
 
+class Once(logging.Filter):
+    """Lets a notice through once, though every batch gives it; unknown words are told here."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether to show this record."""
+        text = record.getMessage()
+        new = text not in self.told and "does not know the word" not in text
+        self.told.add(text)
+        return new
+
+
 def quiet() -> None:
     """Silence the bars and notices of the packages below: this command has its own."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
-    for logging in (diffusers_logging, transformers_logging):
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
+    for package in (diffusers_logging, transformers_logging):
+        package.set_verbosity_error()
+        package.disable_progress_bar()
+    logging.getLogger("shielded.models.pipeline").addFilter(Once())
 
 
 def warn_unknown_words(pipe: Any, prompts: tuple[str, ...]) -> None:

@@ -46,7 +46,8 @@ def lines(run: dict[str, Any], out: Any) -> list[str]:
     """The summary for a person."""
     summary = run["summary"]
     total = summary["images"]
-    told = [f"{total} images, {summary['moved']} moved by SPELL"]
+    noun = "image" if total == 1 else "images"
+    told = [f"{total} {noun}, {summary['moved']} moved by SPELL"]
     if summary["identical"] is not None:
         told[0] += f", {summary['identical']} bit-identical to plain"
     told[0] += f", radius {number(run['settings']['radius'])}"
