@@ -468,12 +468,13 @@ def test_version_and_no_arguments():
     assert "generate" in shielded().output
 
 
-def test_the_bundled_model_is_the_default_and_tells_words_it_does_not_know(tmp_path):
+def test_the_bundled_model_is_the_default_and_tells_words_it_does_not_know(tmp_path, caplog):
     result = shielded(
         "generate", "sword excaliburr", "-n", 2, "--steps", 2, "--radius", 30, "--out", tmp_path
     )
     assert result.exit_code == 0, result.output
     assert result.stderr.count("excaliburr") == 1, result.stderr
+    assert "excaliburr" not in caplog.text  # the pipeline would say it for each batch
     assert "has never seen the word excaliburr" in result.stderr
     run = json.loads((tmp_path / "run.json").read_text())
     assert run["model"]["name"] == "tiny-sprites"
