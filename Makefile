@@ -1,5 +1,6 @@
 # make demo    sixteen images without and with SPELL, on the bundled model
 # make test    the tests         make lint    ruff         make types    pyright
+# ARGS goes to pytest and to the demo: make test ARGS="-k repel", make demo ARGS="--batch-size 1"
 # make format  let ruff rewrite  make wheel   build dist/  make clean    forget what was built
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 .PHONY: demo test lint types format wheel clean
 
 demo: $(VENV)/.installed
-	$(BIN)/shielded generate "$(PROMPT)" -n 16 --seed 0 --out demo
+	$(BIN)/shielded generate "$(PROMPT)" -n 16 --seed 0 --out demo $(ARGS)
 	@echo "The contact sheet is demo/sheet.png and the report is demo/report.html."
 
 test: $(VENV)/.installed
