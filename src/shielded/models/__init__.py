@@ -45,7 +45,7 @@ def load(
 
 
 def prompts(name: str = "tiny-sprites") -> dict[str, list[str]]:
-    """Prompts that a bundled model draws well: "everyday" (10) and "bench" (40)."""
+    """Prompts for a bundled model: "everyday" (10, for demos) and "bench" (40, for tables)."""
     import json
 
     folder = available().get(name)
