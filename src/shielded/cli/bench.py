@@ -47,8 +47,9 @@ def bench(
         from shielded.cli.load import quiet
 
         quiet()
+        rows = {"keep": lambda table: table.write(out)} if name is Name.sprites else {}
         table = import_module(f"shielded.bench.{name.value}").run(
-            smoke=smoke, progress=_say, **asked
+            smoke=smoke, progress=_say, **asked, **rows
         )
         table.write(out)
     typer.echo(table.markdown())
