@@ -50,15 +50,17 @@ def main() -> None:
     options = parser.parse_args()
     prompts = json.loads((options.model / "prompts.json").read_text())["bench"]
     pipe = TinyTextToImagePipeline.from_pretrained(options.model, dtype=torch.float32)
-    pictures, found = references(options.data), []
+    pipe.set_progress_bar_config(disable=True)
+    samples = []
     for prompt in prompts:
         seeds = [torch.Generator().manual_seed(i) for i in range(options.seeds)]
         images = pipe(prompt, num_images_per_prompt=options.seeds, generator=seeds).images
-        near = nearest(np.stack([np.array(i) for i in images]), pictures)
-        found.extend(near.tolist())
-        print(f"{prompt:16s} " + " ".join(f"{d:5.1f}" for d in near), flush=True)
-    for bound in (4, 6, 8, 10, 12):
-        print(f"nearest tile within {bound}: {np.mean(np.array(found) < bound):.1%}")
+        samples.extend(np.array(i) for i in images)
+    found = nearest(np.stack(samples), references(options.data)).reshape(len(prompts), -1)
+    for prompt, near in zip(prompts, found, strict=True):
+        print(f"{prompt:16s} " + " ".join(f"{d:5.1f}" for d in near))
+    for bound in (5, 10, 15, 20):
+        print(f"nearest tile within {bound}: {np.mean(found < bound):.1%}")
     print(f"median distance to the nearest tile: {np.median(found):.1f}")
 
 
