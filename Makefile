@@ -7,7 +7,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 # Pinned: a plain "torch" may pull gigabytes of CUDA packages. On a GPU: make TORCH=torch
 TORCH  ?= torch==2.13.0
-PROMPT ?= sword
+PROMPT ?= book
 BIN    := $(VENV)/bin
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1

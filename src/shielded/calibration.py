@@ -23,14 +23,14 @@ from shielded.spaces.space import Space
 __all__ = ["Calibration", "calibrate"]
 
 GRID = 16  # radii from 0 to twice the median distance, as the paper tests
-DEFAULT_SHARE = 0.8  # of the median distance; docs/radius.md shows what other shares do
+DEFAULT_SHARE = 1.0  # of the median distance; docs/results shows what other shares do
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
     """What one unshielded batch says about radii, in the units of the sampler's latents."""
 
-    radius: float  # the default: 0.8 of the median
+    radius: float  # the default: the median
     median: float  # of all pairwise distances within a prompt
     grid: tuple[float, ...]  # 16 radii from 0 to 2 median
     distances: tuple[float, ...]  # all of them, ascending
