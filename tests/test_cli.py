@@ -380,11 +380,13 @@ def test_half_a_file_is_never_left(tmp_path, monkeypatch):
 
 def start(*arguments, code="from shielded.cli import main; main()"):
     """The command in a process of its own."""
+    # Tests that run in the background inherit an ignored Ctrl-C: a terminal's command does not.
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     return subprocess.Popen(
         [
             sys.executable,
             "-c",
-            f"import sys; sys.argv[0] = 'shielded'; {code}",
+            f"import sys; {heard}; sys.argv[0] = 'shielded'; {code}",
             *map(str, arguments),
         ],
         stdout=subprocess.PIPE,
