@@ -117,7 +117,8 @@ def _move_out(
     little further until what arrives is clear.
     """
     best, best_share = None, float((squared_distances(x[None], z)[0].sqrt() / r).min())
-    for margin in MARGINS:
+    # Rounding to 8 bits moves an image by far more than the first margins: do not try those.
+    for margin in MARGINS if space.box is None else MARGINS[3:]:
         y = _exit(x, z, (r * (1 + margin)) ** 2, space.box, spare)
         image = y.to(like.dtype).reshape(like.shape)
         arrived = space.measure(image).flatten(1)
