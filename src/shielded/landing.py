@@ -68,7 +68,7 @@ def land(
         sample = sample.clone()
         for b in range(len(at)):
             field = shields.field(at, groups, radius, reach=inf)
-            own = field.allowed[b].clone()
+            own = field.allowed[b] & (field.r > 0)
             own[field.column("batch").nonzero()[b:, 0]] = False  # those land after this one
             if not bool((_inside(at[b : b + 1], field)[0] & own).any()):
                 continue

@@ -222,7 +222,7 @@ class TinyTextToImagePipeline(DiffusionPipeline):
     def _finish(self, latents: torch.Tensor, output_type: str) -> Any:
         if output_type == "latent":
             return latents
-        return self.image_processor.postprocess(latents.float(), output_type=output_type)
+        return self.image_processor.postprocess(latents, output_type=output_type)
 
     def _check(
         self, prompt, negative_prompt, height, width, output_type, names
