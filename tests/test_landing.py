@@ -181,3 +181,25 @@ def test_a_large_set_is_asked_again_for_what_the_move_may_enter():
     z = torch.cat([far, torch.zeros(1, 64), 1.8 * 5.0 * u])
     y = Spell(Shields.images(z), radius=5.0).correct(0.01 * u + 1e-3 * u.flip(1))
     assert float(torch.cdist(y, z).min()) >= 5.0 * (1 - 1e-4)
+
+
+def test_two_batch_shields_with_radii_of_their_own():
+    """The larger radius rules, and each image still leaves only those that landed before it."""
+    x = torch.ones(4, 3, 8, 8)
+    both = run(x, Shields.batch(radius=2.0) + Shields.batch(radius=5.0), None)
+    assert float(pairs(both.sample).min()) >= 5.0 * (1 - TOLERANCE)
+    assert all(nearest.clear for nearest in both.nearest)
+    assert both.moved.tolist() == [False, True, True, True]
+    alone = run(x, Shields.batch(radius=5.0), None)
+    assert torch.equal(both.sample, alone.sample)
+
+
+def test_landing_asks_a_large_set_again_for_what_the_move_may_enter():
+    """The exit of one shield leads into another, which a search around the image leaves out."""
+    u = torch.zeros(64)
+    u[0] = 1.0
+    far = 500 + torch.randn(400, 64, generator=torch.Generator().manual_seed(5))
+    z = torch.cat([far, torch.zeros(1, 64), 1.8 * 5.0 * u[None]]).reshape(-1, 1, 8, 8)
+    x = (0.01 * u + 1e-3 * u.flip(0)).reshape(1, 1, 8, 8)
+    landing = run(x, Shields.images(z), 5.0)
+    assert float(torch.cdist(landing.sample.flatten(1), z.flatten(1)).min()) >= 5.0 * (1 - 1e-5)

@@ -67,21 +67,40 @@ def land(
     if move and bool((_inside(at, field) & field.allowed).any()):
         sample = sample.clone()
         for b in range(len(at)):
-            field = shields.field(at, groups, radius, reach=inf)
-            own = field.allowed[b] & (field.r > 0)
-            own[field.column("batch").nonzero()[b:, 0]] = False  # those land after this one
-            if not bool((_inside(at[b : b + 1], field)[0] & own).any()):
-                continue
-            z, r = field.z[own], field.r[own]
-            landed = _move_out(
-                at[b], z, r, sample[b : b + 1], space, lambda b=b: spare()[b : b + 1]
-            )
+            landed = _landed(b, sample, at, shields, groups, radius, space, spare)
             if landed is not None:
                 sample[b : b + 1] = landed
                 at[b] = space.measure(landed).flatten()
                 moved[b] = True
     field = shields.field(at, groups, radius, reach=inf)
     return Landing(sample, at.reshape(shape), moved, _nearest(at, field))
+
+
+def _landed(
+    b: int,
+    sample: Tensor,
+    at: Tensor,
+    shields: Shields,
+    groups: Sequence[Hashable],
+    radius: float | None,
+    space: Space,
+    spare: Callable[[], Tensor],
+) -> Tensor | None:
+    """Image b (1, ...) outside all shields, those of later images left to them; None: stay."""
+    reach = 0.0
+    while True:  # until no reference that the move could reach has been left out
+        field = shields.field(at, groups, radius, reach)
+        own = field.allowed[b] & (field.r > 0) & (field.members < b)
+        if not bool((_inside(at[b : b + 1], field)[0] & own).any()):
+            return None
+        z, r = field.z[own], field.r[own]
+        landed = _move_out(at[b], z, r, sample[b : b + 1], space, lambda: spare()[b : b + 1])
+        if landed is None or field.whole:
+            return landed
+        far = float((space.measure(landed).flatten() - at[b]).norm())
+        if far <= reach:
+            return landed
+        reach = 2 * far
 
 
 def _inside(at: Tensor, field: Field) -> Tensor:
@@ -145,23 +164,25 @@ def _exit(
     if box is None:
         return project(x[None], z, r2, everyone, spare)[0][0]
     low, high = box
-    y, free = x.clamp(low, high), torch.ones_like(x, dtype=torch.bool)
+    start = x.clamp(low, high)
+    y, free = start.clone(), torch.arange(len(x), device=x.device)
     # A coordinate that leaves the box stays on its wall, and the others make up for it: the wall
     # cuts each ball to a smaller one, of squared radius r^2 - |what is fixed|^2.
-    while bool(free.any()):
-        paid = (y - z)[:, ~free].square().sum(1)
+    part, centres, left = start, z, r2
+    while len(free):
         part = project(
-            y[free][None], z[:, free], r2 - paid, everyone, lambda free=free: spare()[:, free]
+            part[None], centres, left, everyone, lambda free=free: spare()[:, free]
         )[0][0]
         if not bool(part.isfinite().all()):
             break
-        over = (part < low) | (part > high)
-        y[free] = part.clamp(low, high) if bool(over.any()) else part
+        y[free] = held = part.clamp(low, high)
+        over = held != part
         if not bool(over.any()):
             return y
-        free = free.clone()
-        free[free.nonzero()[:, 0][over]] = False
-        y[free] = x[free].clamp(low, high)
+        wall, rest = over.nonzero()[:, 0], (~over).nonzero()[:, 0]
+        left = left - (held[wall] - centres[:, wall]).square().sum(1)
+        free, centres = free[rest], centres[:, rest]
+        part = start[free]
     # Straight lines to corners stay in the box: first the corners far from the references.
     corners = torch.cat([-z, -z.mean(0)[None], fixed_directions(64, x)])
     corners = torch.where(corners >= 0, high, low).to(x)

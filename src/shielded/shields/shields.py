@@ -64,10 +64,15 @@ class Field:
     origin: tuple[tuple[str, Sequence[Hashable]], ...]
     whole: bool
 
-    def column(self, source: str) -> Tensor:
-        """(M,) bool: the references of the sources of that name."""
-        flags = [name == source for name, ids in self.origin for _ in range(len(ids))]
-        return torch.tensor(flags, dtype=torch.bool, device=self.z.device)
+    @property
+    def members(self) -> Tensor:
+        """(M,) the place in the batch of each reference that is an image of it, else -1."""
+        places = [
+            place
+            for name, ids in self.origin
+            for place in (ids if name == "batch" else [-1] * len(ids))
+        ]
+        return torch.tensor(places, dtype=torch.long, device=self.z.device)
 
     def label(self, m: int) -> tuple[str, Hashable]:
         """Source name and id of reference m."""
