@@ -492,3 +492,13 @@ def test_models_are_listed_with_size_and_the_first_words_of_their_cards():
     words = shielded("models").stdout
     assert "tiny-sprites" in words
     assert told["tiny-sprites"]["summary"] in words
+
+
+def test_warnings_of_the_library_are_sentences(rgb, tmp_path):
+    """Guidance that may not act leaves the whole way to the landing: said in words."""
+    generate(rgb, tmp_path / "first", "--radius", 0)
+    protect = ["--protect", tmp_path / "first" / "plain", "--window", 0, 0]
+    result, run = generate(rgb, tmp_path / "second", "--radius", 5, *protect)
+    assert all(image["certificate"]["landed"] for image in run["images"])
+    assert result.stderr.startswith("3 of 3 finished images had to be moved by a whole radius")
+    assert "guidance.py" not in result.stderr

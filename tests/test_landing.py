@@ -2,6 +2,7 @@
 """Landing: what is returned is outside, or said not to be."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from diffusers.image_processor import VaeImageProcessor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shielded.errors import ShieldedWarning
 from shielded.landing import TOLERANCE, land
 from shielded.repel import fixed_directions
 from shielded.shields import Shields
@@ -203,3 +205,17 @@ def test_landing_asks_a_large_set_again_for_what_the_move_may_enter():
     x = (0.01 * u + 1e-3 * u.flip(0)).reshape(1, 1, 8, 8)
     landing = run(x, Shields.images(z), 5.0)
     assert float(torch.cdist(landing.sample.flatten(1), z.flatten(1)).min()) >= 5.0 * (1 - 1e-5)
+
+
+def test_an_image_with_little_left_of_itself_is_told_of():
+    x = torch.full((8, 3, 4, 4), 0.5)
+    x += 1e-3 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    far = Spell(Shields.batch(), radius=8.0, space=Pixels()).denoiser(lambda x, sigma: x)
+    with pytest.warns(ShieldedWarning, match=r"of 8 finished images .* smaller radius"):
+        images = far.finish(x)
+    assert float(torch.pdist(measured(images)).min()) >= 8.0 * (1 - TOLERANCE)
+    x = x + 0.3 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    near = Spell(Shields.batch(), radius=2.5, space=Pixels()).denoiser(lambda x, sigma: x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not torch.equal(near.finish(x), x)

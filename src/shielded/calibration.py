@@ -56,7 +56,7 @@ class _Watch(Guidance):
     def land(self, sample: Tensor, space: Space, step: Step) -> Landing:
         measured = space.measure(sample)
         self.images.append(measured)
-        return Landing(sample, measured, torch.zeros(len(sample), dtype=torch.bool), [])
+        return Landing(sample, measured, torch.zeros(len(sample)), [])
 
 
 def calibrate(

@@ -34,5 +34,9 @@ class UnknownModel(BadInput):
     """A model name that is neither bundled, nor a folder, nor found on the hub."""
 
 
+class ShieldedWarning(UserWarning):
+    """Images that were made, but not as one would expect: unchecked, or hardly themselves."""
+
+
 class MissingExtra(ShieldedError, ImportError):
     """An optional dependency that is not installed."""

@@ -7,6 +7,7 @@ output x0 be instead? In score terms, score' = score + (alpha / sigma^2) delta.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,13 +17,15 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from shielded.errors import NonFinite, ShapeMismatch
+from shielded.errors import NonFinite, ShapeMismatch, ShieldedWarning
 from shielded.landing import Landing
 from shielded.spaces.latent import Latent, exact
 from shielded.spaces.space import Space, space_of
 from shielded.trace import Certificate, Record, Trace
 
 __all__ = ["Guidance", "Run", "Shift", "Step"]
+
+FAR = 0.9  # of the radius: a picture that landing moves so far has little left of itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +172,7 @@ class Run:
         if landing is None:
             return sample
         self.trace.landed[self.generation] = landing.moved
+        _warn_far(landing)
         intervened = self.trace.intervened(self.generation)
         for b, nearest in enumerate(landing.nearest):
             self.certificates.append(
@@ -200,6 +204,20 @@ class Run:
             Record(
                 self.generation, self.calls, step.timestep, step.noise_level, active, delta, ratio
             )
+        )
+
+
+def _warn_far(landing: Landing) -> None:
+    """Tell of pictures that are clear, but hardly what the model made."""
+    lengths = landing.length.tolist()
+    far = [b for b, nearest in enumerate(landing.nearest) if lengths[b] > FAR * nearest.radius > 0]
+    if far:
+        warnings.warn(
+            f"{len(far)} of {len(landing.nearest)} finished images had to be moved by a whole "
+            f"radius (up to {float(landing.length.max()):.4g}) to be clear, so little of "
+            "them is left: use a smaller radius or fewer images at once.",
+            ShieldedWarning,
+            stacklevel=5,
         )
 
 

@@ -37,12 +37,17 @@ class Nearest:
 
 @dataclass(frozen=True, slots=True)
 class Landing:
-    """Landed sample (B, ...), the images it stands for (float64), who moved (B,), nearest each."""
+    """Landed sample (B, ...), the images it stands for (float64), how far each moved, nearest."""
 
     sample: Tensor
     measured: Tensor
-    moved: Tensor
+    length: Tensor  # (B,) of the move between measured images; 0 where the sample was left alone
     nearest: list[Nearest]
+
+    @property
+    def moved(self) -> Tensor:
+        """(B,) bool: whose sample was replaced."""
+        return self.length > 0
 
 
 def land(
@@ -62,7 +67,7 @@ def land(
     at = space.measure(sample)
     shape = at.shape
     at = at.flatten(1).clone()
-    moved = torch.zeros(len(at), dtype=torch.bool)
+    length = torch.zeros(len(at), dtype=torch.float64)
     field = shields.field(at, groups, radius)
     if move and bool((_inside(at, field) & field.allowed).any()):
         sample = sample.clone()
@@ -70,10 +75,10 @@ def land(
             landed = _landed(b, sample, at, shields, groups, radius, space, spare)
             if landed is not None:
                 sample[b : b + 1] = landed
-                at[b] = space.measure(landed).flatten()
-                moved[b] = True
+                before, at[b] = at[b].clone(), space.measure(landed).flatten()
+                length[b] = (at[b] - before).norm()
     field = shields.field(at, groups, radius, reach=inf)
-    return Landing(sample, at.reshape(shape), moved, _nearest(at, field))
+    return Landing(sample, at.reshape(shape), length, _nearest(at, field))
 
 
 def _landed(
@@ -170,9 +175,9 @@ def _exit(
     # cuts each ball to a smaller one, of squared radius r^2 - |what is fixed|^2.
     part, centres, left = start, z, r2
     while len(free):
-        part = project(
-            part[None], centres, left, everyone, lambda free=free: spare()[:, free]
-        )[0][0]
+        part = project(part[None], centres, left, everyone, lambda free=free: spare()[:, free])[0][
+            0
+        ]
         if not bool(part.isfinite().all()):
             break
         y[free] = held = part.clamp(low, high)

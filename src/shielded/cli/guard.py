@@ -3,12 +3,14 @@
 
 import errno
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import typer
 
-from shielded.errors import NotClear, ShieldedError
+from shielded.errors import NotClear, ShieldedError, ShieldedWarning
 
 BAD_INPUT, NOT_CLEAR, INTERRUPTED = 2, 3, 130
 
@@ -37,7 +39,8 @@ def guarded(kept: Kept | None = None) -> Iterator[None]:
     """Turn the errors that a user can cause into a sentence on stderr and an exit code."""
     saved = kept or Kept()
     try:
-        yield
+        with _warnings_said():
+            yield
     except KeyboardInterrupt:
         say(f"Interrupted.{saved}")
         raise typer.Exit(INTERRUPTED) from None
@@ -55,6 +58,22 @@ def guarded(kept: Kept | None = None) -> Iterator[None]:
             raise
         say(f"Out of memory: use a smaller --batch-size.{saved}")
         raise typer.Exit(BAD_INPUT) from None
+
+
+@contextmanager
+def _warnings_said() -> Iterator[None]:
+    """This library's warnings as sentences; those of others as Python shows them."""
+    with warnings.catch_warnings():
+        others = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
+            if issubclass(category, ShieldedWarning):
+                say(str(message)[:1].upper() + str(message)[1:])
+            else:
+                others(message, category, *where)
+
+        warnings.showwarning = show
+        yield
 
 
 def out_of_memory(error: BaseException) -> bool:

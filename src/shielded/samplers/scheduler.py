@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from shielded.errors import BadInput, NotShielded, UnsupportedScheduler
+from shielded.errors import BadInput, NotShielded, ShieldedWarning, UnsupportedScheduler
 from shielded.guidance import Step, exact, expand, moved
 from shielded.samplers.affine import affine, check, clipped, finished
 
@@ -115,6 +115,7 @@ class Adapter:
             warnings.warn(
                 "a generation stopped before the last timestep of its schedule: its images were "
                 "guided, but not checked and not certified.",
+                ShieldedWarning,
                 stacklevel=4,
             )
 
