@@ -9,7 +9,11 @@ import pytest
 import torch
 
 from shielded.bench import overhead, overlap, sprites, takedown
+from shielded.bench.sample import draw
 from shielded.metrics import Pixels, ResNet56, precision_recall, vendi
+from shielded.models import load
+from shielded.shields import Shields
+from shielded.spell import Spell
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -98,4 +102,20 @@ def test_takedown_smoke():
 
 def test_overhead_smoke():
     table = overhead.run(smoke=True)
-    assert [row["pairs"] for row in table.rows] == [2, 2, 2]
+    assert [row["runs"] for row in table.rows] == [2, 2, 2]
+    for row in table.rows:  # a run spends some of its time in SPELL, and not all of it
+        assert 0 < float(row["own time in the run"].rstrip("%")) < 100
+
+
+def test_the_clocks_leave_the_scheduler_as_it_was():
+    pipe = load("tiny-sprites")
+    kind, before = type(pipe.scheduler), set(vars(pipe.scheduler))
+    watched = overhead.Watched(Spell(Shields.batch(), radius=1.0))
+    latents, run = draw(pipe, "sword", range(2), watched, num_inference_steps=2)
+    plain, _ = draw(pipe, "sword", range(2), num_inference_steps=2)
+    assert type(pipe.scheduler) is kind
+    assert "step" not in vars(pipe.scheduler)
+    assert before <= set(vars(pipe.scheduler))
+    assert torch.equal(latents, plain)
+    assert len(run.certificates) == 2
+    assert watched.whole.seconds > watched.bare.seconds > 0

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import time
 from pathlib import Path
 
@@ -70,12 +71,19 @@ def parse() -> argparse.Namespace:
 
 
 def free_threads(at_most: int) -> int:
-    """One thread while other programs run: threads that wait for a starved one crawl."""
-    try:
-        running = int(Path("/proc/loadavg").read_text().split()[3].split("/")[0])
-    except OSError:
-        return at_most
-    return max(1, at_most - max(0, running - 1))
+    """Leave a core to each other program that computes: threads that wait for one crawl.
+
+    Programs of lower priority (nice) do not count: they give way.
+    """
+    rivals = 0
+    for place in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, *rest = place.read_text().rpartition(")")[2].split()
+        except OSError:  # it has just ended
+            continue
+        other = int(place.parent.name) != os.getpid()
+        rivals += state == "R" and other and int(rest[15]) <= os.nice(0)
+    return max(1, at_most - rivals)
 
 
 def learning_rate(highest: float, step: int, share: float) -> float:
