@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pictures of a folder and its subfolders, sorted by name."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from shielded.ingest.picture import (
+    HEAD,
+    Aside,
+    Item,
+    Picture,
+    Skipped,
+    clean,
+    promises_picture,
+    read_file,
+    suffix,
+)
+
+
+class Folder:
+    """Every picture below a folder, in archives and tables too; the id is the relative path.
+
+    Hidden files are left aside. A symbolic link may lead to a file of the folder, not out of it.
+    """
+
+    def __init__(self, path: Path):
+        self.root = os.path.realpath(path)
+        self.share = 0.0  # of its files already passed
+
+    def __iter__(self) -> Iterator[Item]:
+        total = sum(len(files) for _, _, files in os.walk(self.root)) or 1
+        folders, passed = [self.root], 0
+        while folders:
+            folder = folders.pop()
+            try:
+                entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+            except OSError as error:
+                yield Skipped(self._id(folder), f"cannot be read ({error.strerror or error})")
+                continue
+            inner = [entry.path for entry in entries if _is_folder(entry)]
+            folders += reversed(inner)
+            for entry in entries:
+                if _is_folder(entry):
+                    continue
+                for item in self._file(entry):
+                    yield item
+                    self.share = min((passed + self._within) / total, 1.0)
+                passed += 1
+
+    def _file(self, entry: os.DirEntry[str]) -> Iterator[Item]:
+        self._within = 0.0  # share of an archive that is being read
+        if entry.name.startswith("."):
+            yield Aside("hidden")
+            return
+        refused = self._link(entry) if entry.is_symlink() else None
+        if refused is not None:
+            yield refused
+        elif not entry.is_file():
+            yield Skipped(self._id(entry.path), "not a regular file")
+        else:
+            yield from self._content(os.path.realpath(entry.path), self._id(entry.path))
+
+    def _content(self, path: str, name: str) -> Iterator[Item]:
+        from shielded.ingest.source import container
+
+        inside = container(path, name)
+        if inside is not None:
+            for item in inside:
+                self._within = inside.share
+                yield item
+            return
+        try:
+            with open(path, "rb") as file:
+                head = file.read(HEAD)
+        except OSError as error:
+            yield Skipped(name, f"cannot be read ({error.strerror or error})")
+            return
+        if promises_picture(name, head):
+            yield Picture(name, clean(path), lambda: read_file(path))
+        else:
+            yield Aside(suffix(name) or "no suffix")
+
+    def _link(self, entry: os.DirEntry[str]) -> Item | None:
+        """What keeps a symbolic link from being read as the file that it leads to, if anything."""
+        target = os.path.realpath(entry.path)
+        if not within(target, self.root):
+            return Skipped(self._id(entry.path), "a symbolic link that leaves the folder")
+        if not os.path.exists(target):
+            return Skipped(self._id(entry.path), "a symbolic link that leads nowhere")
+        if not os.path.isdir(target):
+            return None
+        parts = os.path.relpath(target, self.root).split(os.sep)
+        if any(part.startswith(".") for part in parts if part != "."):
+            return Skipped(self._id(entry.path), "a symbolic link to a hidden folder")
+        return Aside("link")  # the folder that it leads to is read under its own name
+
+    def _id(self, path: str) -> str:
+        return clean(os.path.relpath(path, self.root).replace(os.sep, "/"))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    return entry.is_dir(follow_symlinks=False) and not entry.name.startswith(".")
+
+
+def within(path: str, root: str) -> bool:
+    """Whether a resolved path is the resolved folder `root` or lies in it."""
+    return os.path.commonpath([path, root]) == root

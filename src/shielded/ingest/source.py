@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which kind of source a path is."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from shielded.errors import BadInput
+from shielded.ingest import archive, latents, table
+from shielded.ingest.archive import Archive
+from shielded.ingest.folder import Folder
+from shielded.ingest.latents import Latents
+from shielded.ingest.listing import Listing
+from shielded.ingest.picture import Item, Picture, clean, read_file
+from shielded.ingest.table import Table
+
+LISTS = (".txt", ".lst", ".list")
+
+
+class Source(Protocol):
+    """A stream of pictures that tells how much of it has passed."""
+
+    share: float  # from 0 to 1
+
+    def __iter__(self) -> Iterator[Item]:
+        """Pictures, those that cannot be had, and what is no picture."""
+        ...
+
+
+def open_source(path: str | Path | Sequence[str | Path]) -> Source:
+    """A folder, list, archive, table, file of latents or picture, or several of them in turn."""
+    if not isinstance(path, (str, Path)):
+        return Several([open_source(one) for one in path])
+    path = Path(path)
+    if path.is_dir():
+        return Folder(path)
+    if not path.is_file():
+        raise BadInput(f"there is no file or folder {path}: check the path.")
+    if path.name.lower().endswith(LISTS):
+        return Listing(path)
+    whole = str(path.resolve())
+    return container(whole, clean(path.name)) or Single(whole, clean(path.name))
+
+
+def container(path: str, name: str) -> Archive | Table | Latents | None:
+    """A file that holds many pictures, by its suffix; None for any other. `name` begins the ids."""
+    for module, kind in ((archive, Archive), (table, Table), (latents, Latents)):
+        if path.lower().endswith(module.SUFFIXES):
+            return kind(path, name)
+    return None
+
+
+class Single:
+    """One picture, whose id is the name of its file."""
+
+    def __init__(self, path: str, name: str):
+        self.path, self.name = path, name
+        self.share = 0.0
+
+    def __iter__(self) -> Iterator[Item]:
+        yield Picture(self.name, clean(self.path), lambda: read_file(self.path))
+        self.share = 1.0
+
+
+class Several:
+    """Sources one after the other."""
+
+    def __init__(self, sources: Sequence[Source]):
+        self.sources = sources
+        self.share = 0.0
+
+    def __iter__(self) -> Iterator[Item]:
+        for done, source in enumerate(self.sources):
+            for item in source:
+                yield item
+                self.share = (done + source.share) / len(self.sources)
