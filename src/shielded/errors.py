@@ -18,6 +18,18 @@ class NonFinite(ShieldedError, ArithmeticError):
     """NaN or infinity where a distance has to be measured."""
 
 
+class Damaged(ShieldedError, RuntimeError):
+    """Stored files that are not as they were written."""
+
+
+class Busy(ShieldedError, TimeoutError):
+    """A protected set that another process is changing."""
+
+
+class NotStored(ShieldedError, OSError):
+    """A change that could not be written: a full disk, a folder without permission."""
+
+
 class UnsupportedScheduler(ShieldedError, TypeError):
     """A scheduler, or a way of calling one, whose expected output x0 is not known."""
 

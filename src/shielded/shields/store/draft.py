@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One change of a set: made aside, vouched for, then moved in with the manifest as the last step.
+
+Lance writes the next version into SET/draft, which holds little more than the newest manifest.
+Before a reader can see any of it the sums of the new files are on disk. A crash before the last
+rename leaves the old version, and files that nothing refers to; after it, the new version.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock, Timeout
+
+from shielded.errors import Busy, Damaged
+from shielded.shields.store import sums
+from shielded.shields.store.engine import DATA, LAST, engine, manifests, stored, tracked
+from shielded.shields.store.header import FILE
+
+if TYPE_CHECKING:
+    from lance import LanceOperation
+
+FOLDER = "draft"
+PATIENCE = 10.0  # seconds a writer waits for another
+
+
+class Draft:
+    """The next version of a set while it is made."""
+
+    def __init__(self, root: Path, version: int, files: tuple[str, ...] = ()):
+        self.root, self.version, self.folder = root, version, root / FOLDER
+        self.discard()
+        for path in sums.unfinished(root, version):
+            path.unlink()
+        names = [f"_versions/{LAST - version}.manifest"] if version else []
+        for name in (*names, *files):
+            copy = self.folder / DATA / name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(root / DATA / name, copy)
+
+    @property
+    def uri(self) -> str:
+        """Where Lance writes."""
+        return str(self.folder / DATA)
+
+    def commit(self, operation: "LanceOperation.BaseOperation", note: str) -> None:
+        """Let Lance write the manifest of the next version, with a note on what changed."""
+        engine().LanceDataset.commit(
+            self.uri, operation, read_version=self.version, commit_message=note
+        )
+
+    def publish(self) -> None:
+        """Move the new files in: the sums first, the manifest last."""
+        manifest = f"{DATA}/_versions/{LAST - self.version - 1}.manifest"
+        fresh = {}
+        for name in files(self.folder):
+            if not (self.root / name).exists() and not name.endswith("version_hint.json"):
+                sums.settle(self.folder / name)
+                fresh[name] = sums.digest(self.folder / name)
+        sums.write(self.root, self.version + 1, fresh, self.folder)
+        folders = set()
+        for name in [*(name for name in fresh if name != manifest), manifest]:
+            if name == manifest:
+                for folder in folders:
+                    sums.settle(folder)
+            target = self.root / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(self.folder / name, target)
+            folders |= {target.parent, target.parent.parent}
+        sums.settle(target.parent)
+
+    def discard(self) -> None:
+        """Remove what is left of it."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@contextmanager
+def locked(root: Path) -> Iterator[None]:
+    """Hold the set's lock, which the kernel releases if the process dies; Busy after a while."""
+    lock = FileLock(root / "lock", timeout=PATIENCE)
+    with stored(root):
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise Busy(
+                f"another process is changing {root}: try again when it has finished."
+            ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def clean(root: Path, keep: int | None) -> None:
+    """Erase all but the newest `keep` versions (None: none of them), and every loose file."""
+    seen = manifests(root)
+    numbers = sorted(seen)
+    kept = numbers if keep is None else numbers[-keep:]
+    wanted = tracked(root, since=kept[0]) | {FILE}
+    known, _ = sums.read(root)
+    if not wanted <= known.keys():
+        raise Damaged(
+            f"{root} has files without a checksum: run `shielded protect verify {root}` first."
+        )
+    # In this order a crash leaves loose files, and nothing that is not vouched for.
+    for number in numbers[: len(numbers) - len(kept)]:
+        seen[number].unlink()
+    (root / FOLDER).mkdir(exist_ok=True)
+    joined = sums.write(root, numbers[-1], {name: known[name] for name in wanted}, root / FOLDER)
+    wanted.add(joined.relative_to(root).as_posix())
+    for name in files(root):
+        if name not in wanted:
+            (root / name).unlink(missing_ok=True)
+    shutil.rmtree(root / FOLDER, ignore_errors=True)
+
+
+def files(root: Path) -> list[str]:
+    """The files of a set that a version may refer to, relative to its folder, sorted."""
+    aside = {root / "lock", root / "screen"}
+    found = (p for top in root.iterdir() if top not in aside for p in (top, *top.rglob("*")))
+    return sorted(p.relative_to(root).as_posix() for p in found if p.is_file())

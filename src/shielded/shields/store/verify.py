@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether every file of a set is as it was written."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shielded.errors import BadInput, Damaged
+from shielded.shields.store import sums
+from shielded.shields.store.draft import files
+from shielded.shields.store.engine import DATA, dataset, manifests, tracked
+from shielded.shields.store.header import FILE
+
+if TYPE_CHECKING:
+    from lance import LanceDataset
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What `verify` found; paths are relative to the set.
+
+    `damaged` files have other bytes than were written, or no checksum; `missing` ones are gone;
+    no version refers to `loose` ones (a killed writer leaves them, `compact` removes them).
+    """
+
+    images: int
+    files: int
+    damaged: list[str]
+    missing: list[str]
+    loose: list[str]
+
+    @property
+    def sound(self) -> bool:
+        """Nothing is damaged or missing."""
+        return not self.damaged and not self.missing
+
+
+def verify(path: str | Path) -> Report:
+    """Read every file of the set at `path`, which may be too damaged to open, and compare sums."""
+    root = Path(path)
+    if not (root / DATA).is_dir():
+        raise BadInput(f"there is no protected set at {root}: give the folder of one.")
+    there = set(files(root))
+    known, damaged = sums.read(root)
+    wanted, images = _wanted(root, known, there)
+    missing = sorted(name for name in wanted if not (root / name).exists())
+    for name in sorted(wanted.difference(missing)):
+        if not _intact(root / name, known.get(name)):
+            damaged.append(name)
+    if damaged or missing:  # a `compact` meanwhile may have erased old versions
+        still = _wanted(root, known, there)[0]
+        missing = [name for name in missing if name in still]
+        damaged = [name for name in damaged if name in still or (root / name).exists()]
+    loose = [name for name in there - wanted if not _lists(root, name, wanted)]
+    return Report(images, len(wanted), sorted(damaged), missing, sorted(loose))
+
+
+def vouch(root: Path, data: "LanceDataset") -> None:
+    """Raise Damaged unless all small files of a version are intact and its data files complete."""
+    known, damaged = sums.read(root)
+    parts = data.get_fragments()
+    names = [FILE, manifests(root)[data.version].relative_to(root).as_posix()]
+    names += [f"{DATA}/{part.deletion_file()}" for part in parts if part.deletion_file()]
+    damaged += [name for name in names if not _intact(root / name, known.get(name))]
+    for file in (file for part in parts for file in part.data_files()):
+        path = root / DATA / "data" / file.path
+        if not path.exists() or path.stat().st_size != file.file_size_bytes:
+            damaged.append(path.relative_to(root).as_posix())
+    if damaged:
+        raise Damaged(
+            f"{root} is damaged ({', '.join(damaged[:3])}): run `shielded protect verify {root}`, "
+            "then restore the files it names from a copy, or build the set again."
+        )
+
+
+def _wanted(root: Path, known: dict[str, str], there: set[str]) -> tuple[set[str], int]:
+    """The files that some version needs, and the images of the newest."""
+    seen = {n: path.relative_to(root).as_posix() for n, path in manifests(root).items()}
+    if seen and all(_intact(root / name, known.get(name)) for name in seen.values()):
+        try:
+            return tracked(root) | {FILE}, dataset(root, max(seen)).count_rows()
+        except Damaged:
+            pass
+    # What the versions need cannot be known: then everything that has a sum.
+    return {FILE, *seen.values(), *(there & known.keys())}, 0
+
+
+def _intact(path: Path, value: str | None) -> bool:
+    try:
+        return sums.digest(path) == value
+    except FileNotFoundError:
+        return False
+
+
+def _lists(root: Path, name: str, wanted: set[str]) -> bool:
+    """Whether a file holds sums of files that are needed, or did before it was damaged."""
+    if not name.startswith(f"{sums.FOLDER}/"):
+        return False
+    lines = (root / name).read_bytes().decode(errors="replace").splitlines()
+    return any(line.partition("  ")[2] in wanted for line in lines)
