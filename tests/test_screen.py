@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The screen on trial: against brute force, wherever distances are hard to tell."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shielded.shields.screen import Screen
+from shielded.shields.sketch import Basis, Sketch, rounded
+
+WIDTHS = [2, 3, 17, 64, 300, 1024, 4096, 16384]
+KINDS = ["random", "clustered", "duplicated", "constant", "near the mean", "far from the origin"]
+
+
+def points(kind, n, d, generator):
+    """(n, d) float32 references of one kind."""
+    x = torch.randn(n, d, generator=generator)
+    if kind == "clustered":
+        x = 0.01 * x + 5 * torch.randn(4, d, generator=generator)[torch.arange(n) % 4]
+    if kind == "duplicated":
+        x = x[torch.arange(n) // 3]
+    if kind == "constant":
+        x = torch.ones(n, d)
+    if kind == "near the mean":
+        x = 3 + 1e-4 * x
+    if kind == "far from the origin":
+        x = 300 + x
+    return x
+
+
+def screen(z, radius, dtype=torch.float32, basis=None):
+    basis = basis or Basis.fit(z[:200], count=len(z))
+    a = basis(z)
+    core, lost = rounded(a, dtype)
+    radius = torch.as_tensor(radius, dtype=torch.float64).expand(len(z)).clone()
+    asked = []
+
+    def fetch(rows):
+        asked.append(len(rows))
+        return z[rows]
+
+    found = Screen(basis, core, lost + basis.blur(a), radius, fetch)
+    return found, asked
+
+
+def distances(x, z):
+    """Brute force, without the rounding of a matrix product."""
+    return torch.cdist(x, z.double(), compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def missed(found, x, z, limit):
+    """How many references within the limit were not found."""
+    inside = (distances(x, z) < torch.as_tensor(limit)).any(0)
+    inside[found.row] = False
+    return int(inside.sum())
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from(WIDTHS[:6]),
+    st.sampled_from(KINDS),
+    st.sampled_from([torch.float32, torch.bfloat16]),
+    st.floats(0.0, 1.0),
+)
+def test_no_reference_is_missed(seed, d, kind, dtype, quantile):
+    """Radii at which some are inside and some are not, queries near and on references."""
+    generator = torch.Generator().manual_seed(seed)
+    z = points(kind, 240, d, generator)
+    pick = torch.randint(0, 240, (6,), generator=generator)
+    noise = torch.randn(6, d, generator=generator, dtype=torch.float64)
+    x = (
+        z[pick].double()
+        + noise * z.double().std() * torch.tensor([0, 1e-6, 1e-3, 0.1, 0.5, 1.0])[:, None]
+    )
+    r = float(torch.quantile(distances(x, z).flatten(), quantile)) * (1 + 1e-12)
+    one, _ = screen(z, r, dtype)
+    assert missed(one.near(x), x, z, r) == 0
+    mixed = r * torch.rand(240, generator=generator, dtype=torch.float64)
+    many, _ = screen(z, mixed, dtype)
+    assert missed(many.near(x), x, z, mixed) == 0
+    assert missed(many.near(x, reach=r / 3), x, z, mixed + r / 3) == 0
+
+
+@pytest.mark.parametrize("d", WIDTHS[6:])
+def test_no_reference_is_missed_in_many_dimensions(d):
+    generator = torch.Generator().manual_seed(d)
+    for kind in KINDS:
+        z = points(kind, 64, d, generator)
+        x = z[:5].double() + 0.1 * z.double().std() * torch.randn(5, d, generator=generator)
+        r = float(distances(x, z).median())
+        assert missed(screen(z, r)[0].near(x), x, z, r) == 0
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([2, 5, 64, 600]), st.sampled_from(KINDS))
+def test_the_bound_is_a_bound(seed, d, kind):
+    generator = torch.Generator().manual_seed(seed)
+    z = points(kind, 100, d, generator)
+    x = points(kind, 8, d, generator).double() + 1e-3
+    basis = Basis.fit(z)
+    a, b = basis(x), basis(z)
+    eye = torch.eye(len(basis.axes), dtype=torch.float64)
+    assert torch.allclose(basis.axes @ basis.axes.T, eye, atol=1e-12)
+    gap = torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
+    blur = basis.blur(a)[:, None] + basis.blur(b)
+    assert bool((gap - blur <= distances(x, z)).all())
+    core, lost = rounded(b, torch.bfloat16)
+    low = Sketch(core, lost).bounds(a, basis.blur(a), lost + basis.blur(b))
+    assert bool((low.double() <= distances(x, z)).all())
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from(KINDS[:3]), st.floats(0.05, 0.6))
+def test_nothing_is_missed_along_a_trajectory(seed, kind, r):
+    """The neighbour list on trial: large steps, small steps, none, jumps, another batch."""
+    generator = torch.Generator().manual_seed(seed)
+    z = points(kind, 400, 32, generator)
+    r = r * float(distances(z[:50].double(), z).median())
+    one, _ = screen(z, r)
+    x = z.double().mean(0) + 0.1 * torch.randn(4, 32, generator=generator, dtype=torch.float64)
+    goal = z[torch.randint(0, 400, (4,), generator=generator)].double()
+    for step in range(30):
+        x = x + (goal - x) / (30 - step) * 2 * torch.rand(len(x), 1, generator=generator)
+        if step == 17:
+            x = x + 3
+        if step == 22:
+            x = x[:2]
+            goal = goal[:2]
+        reach = 0.0 if step % 5 else 0.3 * r
+        assert missed(one.near(x.clone(), reach), x, z, r + reach) == 0
+        assert missed(one.near(x.clone()), x, z, r) == 0
+    assert one.scans < 60, "the list was used"
+
+
+def test_the_list_saves_scans_and_the_sketch_saves_fetches():
+    """Smooth motion over structured data: a handful of scans, few points fetched."""
+    generator = torch.Generator().manual_seed(0)
+    spectrum = torch.arange(1, 257).float() ** -1.0
+    z = torch.randn(3000, 256, generator=generator) * spectrum
+    x = torch.randn(8, 256, generator=generator, dtype=torch.float64) * spectrum
+    r = float(torch.quantile(distances(x, z), 0.002))
+    one, asked = screen(z, r)
+    for step in range(50):
+        assert missed(one.near(x), x, z, r) == 0
+        x = x + 0.4 * 0.8**step * torch.randn(8, 256, generator=generator) * spectrum
+    assert one.scans <= 15
+    assert sum(asked) < 400
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([2, 32, 300]), st.sampled_from(KINDS), st.booleans())
+def test_the_closest_reference_is_the_closest(seed, d, kind, many):
+    generator = torch.Generator().manual_seed(seed)
+    z = points(kind, 300, d, generator)
+    x = points(kind, 5, d, generator).double()
+    radius = torch.full((300,), 2.0, dtype=torch.float64)
+    if many:
+        radius = torch.rand(300, generator=generator, dtype=torch.float64)
+        radius[:3] = 0
+    found = screen(z, radius)[0].closest(x)
+    real = radius > 0
+    share = distances(x, z)[:, real] / radius[real]
+    mine = distances(x, found.z) / radius[found.row]
+    assert torch.allclose(mine.nan_to_num(torch.inf).amin(1), share.amin(1), rtol=1e-9, atol=1e-9)
+
+
+def test_a_set_of_nothing_and_of_one():
+    basis = Basis.fit(torch.randn(4, 8))
+    empty, _ = screen(torch.zeros(0, 8), 1.0, basis=basis)
+    assert len(empty.near(torch.zeros(2, 8, dtype=torch.float64)).row) == 0
+    assert len(empty.closest(torch.zeros(2, 8, dtype=torch.float64)).row) == 0
+    one, _ = screen(torch.ones(1, 8), 1.0)
+    assert one.near(torch.ones(2, 8, dtype=torch.float64)).row.tolist() == [0]
+    assert one.closest(torch.zeros(2, 8, dtype=torch.float64)).row.tolist() == [0]
+
+
+def test_the_width_follows_the_data():
+    """Data that lie in few dimensions need few; the choice never exceeds what there is."""
+    generator = torch.Generator().manual_seed(0)
+    flat = torch.randn(500, 4, generator=generator) @ torch.randn(4, 200, generator=generator)
+    full = torch.randn(500, 200, generator=generator)
+    assert Basis.fit(flat, count=10**6).width <= Basis.fit(full, count=10**6).width
+    assert Basis.fit(full[:, :2]).width == 3
+    assert math.isfinite(Basis.fit(torch.zeros(9, 5))(torch.ones(1, 5)).sum())
