@@ -7,8 +7,11 @@ import typer
 
 from shielded.cli.bench import bench
 from shielded.cli.calibrate import calibrate
+from shielded.cli.check import check
 from shielded.cli.generate import generate
 from shielded.cli.models import models
+from shielded.cli.protect_build import add, build
+from shielded.cli.protect_keep import compact, info, list_, remove, verify
 
 app = typer.Typer(
     name="shielded",
@@ -20,8 +23,19 @@ app = typer.Typer(
 )
 app.command()(generate)
 app.command()(calibrate)
+app.command()(check)
 app.command()(models)
 app.command()(bench)
+
+protect = typer.Typer(
+    name="protect",
+    help="Make and look after sets of images that no result may come close to.",
+    no_args_is_help=True,
+)
+for command in (build, add, remove, info, verify, compact):
+    protect.command()(command)
+protect.command(name="list")(list_)
+app.add_typer(protect)
 
 
 def _version(asked: bool) -> None:

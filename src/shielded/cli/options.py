@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Options that several commands share."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -36,3 +37,14 @@ Dtype = Annotated[
     typer.Option(help="float32, float16 or bfloat16.", show_default="float32 on the CPU"),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout, and nothing else there.")]
+
+Set = Annotated[
+    Path, typer.Argument(metavar="SET", help="Folder of the protected set.", show_default=False)
+]
+Pictures = Annotated[
+    list[Path], typer.Argument(metavar="SOURCE", help="Where the pictures are.", show_default=False)
+]
+SetModel = Annotated[
+    str | None,
+    typer.Option("--model", help="Instead of the set's own.", show_default="the set's"),
+]

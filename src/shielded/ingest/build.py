@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from shielded.errors import BadInput
+from shielded.errors import BadInput, NonFinite
 from shielded.ingest.picture import LIMIT_PIXELS, Aside, Picture, Skipped, decode
 from shielded.ingest.source import Source
 
-PENDING_BYTES, PENDING_SECONDS = 2**27, 60.0  # encoded at most, before they are written
+HOLD = (2**27, 60.0)  # bytes of latents and seconds after which what was encoded is written
 OPEN_PIXELS = 2**26  # decoded at most, before they are encoded
 
 Label = tuple[str, str | None, str]  # id, source, content hash
@@ -34,6 +34,7 @@ class Built:
     skipped: list[Skipped] = field(default_factory=list)
     aside: Counter[str] = field(default_factory=Counter)  # files that are no pictures, by kind
     first_frames: list[str] = field(default_factory=list)  # of several: the others are left out
+    taken: int = 0  # pictures of the stream so far, whatever became of them
 
 
 def build(
@@ -46,6 +47,7 @@ def build(
     radius: float | None = None,
     prefix: str = "",
     limit: int = LIMIT_PIXELS,
+    hold: tuple[int, float] = HOLD,
     tell: Callable[[float, Built], None] | None = None,
 ) -> Built:
     """Add every picture of `source` to the ProtectedSet `target`, `batch` encoded together.
@@ -53,10 +55,12 @@ def build(
     A picture whose id is in the set already is passed over before it is decoded, so that a build
     which was killed goes on where it was; if its content is another one, it is skipped and listed.
     `size` is the (height, width) to encode at, `radius` the radius of these pictures alone,
-    `prefix` goes before every id, `tell` hears of progress. Nothing that a picture may hold ends
-    the build; what ends it (a full disk, Ctrl-C) leaves what was encoded in the set.
+    `prefix` goes before every id, `limit` is in pixels, `hold` says how many bytes of latents and
+    how many seconds may pass before they are written, `tell` hears of progress. Nothing that a
+    picture may hold ends the build; what does (a full disk, Ctrl-C) leaves in the set what was
+    encoded.
     """
-    work = _Work(target, pipe, batch, size, radius, limit)
+    work = _Work(target, pipe, batch, size, radius, limit, hold)
     try:
         for item in source:
             work.take(item, prefix)
@@ -83,6 +87,7 @@ class _Work:
     size: tuple[int | None, int | None]
     radius: float | None
     limit: int
+    hold: tuple[int, float]
     built: Built = field(default_factory=Built)
     broken: bool = False  # the set refused what it was given: do not try again
 
@@ -104,6 +109,7 @@ class _Work:
         if isinstance(item, Aside):
             self.built.aside[item.kind] += 1
             return
+        self.built.taken += 1
         name = prefix + item.id
         if isinstance(item, Skipped):
             self.built.skipped.append(Skipped(name, item.reason))
@@ -116,7 +122,7 @@ class _Work:
         if len(self.images) >= self.batch or pixels > OPEN_PIXELS:
             self.encode()
         size = len(self.latents) * self.target.dim * 4
-        if size >= PENDING_BYTES or time.monotonic() - self.written >= PENDING_SECONDS:
+        if size >= self.hold[0] or time.monotonic() - self.written >= self.hold[1]:
             self.write()
 
     def _open(self, item: Picture, name: str) -> None:
@@ -148,15 +154,24 @@ class _Work:
             return
         images, labels = self.images, self.waiting
         self.images, self.waiting = [], []
-        self._keep(encode(self.pipe, images, *self.size), labels)
+        try:
+            self._keep(encode(self.pipe, images, *self.size), labels)
+        except NonFinite as error:
+            if len(images) == 1:
+                self._refuse(labels[0], str(error))
+                return
+            for image, label in zip(images, labels, strict=True):  # which of them is it?
+                self.images, self.waiting = [image], [label]
+                self.encode()
 
     def _keep(self, latents: Tensor, labels: Sequence[Label]) -> None:
         """Latents (K, ...) that the set can hold; the others are skipped."""
         shape, dtype = self.target.shape, self.target.dtype
-        for latent, label in zip(latents.cpu(), labels, strict=True):
+        finite = latents.to(getattr(torch, dtype)).isfinite().flatten(1).all(1).tolist()
+        for latent, label, whole in zip(latents.cpu(), labels, finite, strict=True):
             if tuple(latent.shape) not in (shape, (self.target.dim,)):
                 self._refuse(label, f"its latent has shape {tuple(latent.shape)}, not {shape}")
-            elif not bool(latent.to(getattr(torch, dtype)).isfinite().all()):
+            elif not whole:
                 self._refuse(label, f"its latent is not finite in {dtype}")
             else:
                 self.latents.append(latent.reshape(shape))

@@ -59,7 +59,8 @@ class Folder:
         elif not entry.is_file():
             yield Skipped(self._id(entry.path), "not a regular file")
         else:
-            yield from self._content(os.path.realpath(entry.path), self._id(entry.path))
+            path = os.path.realpath(entry.path) if entry.is_symlink() else entry.path
+            yield from self._content(path, self._id(entry.path))
 
     def _content(self, path: str, name: str) -> Iterator[Item]:
         from shielded.ingest.source import container
@@ -96,7 +97,7 @@ class Folder:
         return Aside("link")  # the folder that it leads to is read under its own name
 
     def _id(self, path: str) -> str:
-        return clean(os.path.relpath(path, self.root).replace(os.sep, "/"))
+        return clean(path[len(self.root) :].replace(os.sep, "/").lstrip("/") or ".")
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

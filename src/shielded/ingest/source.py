@@ -2,6 +2,7 @@
 """Which kind of source a path is."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -11,7 +12,7 @@ from shielded.ingest.archive import Archive
 from shielded.ingest.folder import Folder
 from shielded.ingest.latents import Latents
 from shielded.ingest.listing import Listing
-from shielded.ingest.picture import Item, Picture, clean, read_file
+from shielded.ingest.picture import Aside, Item, Picture, clean, read_file
 from shielded.ingest.table import Table
 
 LISTS = (".txt", ".lst", ".list")
@@ -27,10 +28,14 @@ class Source(Protocol):
         ...
 
 
-def open_source(path: str | Path | Sequence[str | Path]) -> Source:
-    """A folder, list, archive, table, file of latents or picture, or several of them in turn."""
+def open_source(path: str | Path | Sequence[str | Path], named: bool = False) -> Source:
+    """A folder, list, archive, table, file of latents or picture, or several of them in turn.
+
+    With `named` the ids of several begin with the path of each, so that none can clash.
+    """
     if not isinstance(path, (str, Path)):
-        return Several([open_source(one) for one in path])
+        named = named and len(path) > 1
+        return Several([(open_source(one), f"{one}/" if named else "") for one in path])
     path = Path(path)
     if path.is_dir():
         return Folder(path)
@@ -63,14 +68,16 @@ class Single:
 
 
 class Several:
-    """Sources one after the other."""
+    """Sources one after the other, each with what begins its ids."""
 
-    def __init__(self, sources: Sequence[Source]):
+    def __init__(self, sources: Sequence[tuple[Source, str]]):
         self.sources = sources
         self.share = 0.0
 
     def __iter__(self) -> Iterator[Item]:
-        for done, source in enumerate(self.sources):
+        for done, (source, prefix) in enumerate(self.sources):
             for item in source:
+                if prefix and not isinstance(item, Aside):
+                    item = replace(item, id=clean(prefix) + item.id)
                 yield item
                 self.share = (done + source.share) / len(self.sources)

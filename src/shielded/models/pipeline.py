@@ -60,6 +60,11 @@ class TinyTextToImagePipeline(DiffusionPipeline):
         return self.unet.config.sample_size * self.config["patch_size"]
 
     @property
+    def default_sample_size(self) -> int:
+        """`size`, by the name under which diffusers' pipelines state theirs."""
+        return self.size
+
+    @property
     def guidance_scale(self) -> float:
         """The guidance scale of the call that runs."""
         return self._guidance_scale

@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`shielded protect build` and `add`: pictures into a set."""
+
+import json as jsonlib
+import math
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from shielded.cli import options as opt
+from shielded.cli.guard import NOT_CLEAR, Kept, guarded, say
+from shielded.errors import BadInput
+
+if TYPE_CHECKING:
+    from shielded.ingest import Built
+
+Radius = Annotated[
+    float | None, typer.Option(help="Radius of the shields, in the units of the model's latents.")
+]
+Prefix = Annotated[
+    str, typer.Option(help="Put before every id, to keep sources with the same names apart.")
+]
+AtOnce = Annotated[int, typer.Option("--batch-size", help="Pictures encoded together.")]
+LimitPixels = Annotated[
+    int, typer.Option(help="A picture with more pixels is skipped: it may be a bomb.")
+]
+PIXELS = 100_000_000
+
+
+def build(
+    folder: opt.Set,
+    source: opt.Pictures,
+    model: opt.Model = opt.MODEL,
+    radius: Radius = None,
+    height: Annotated[int | None, typer.Option(show_default="the model's own")] = None,
+    width: Annotated[int | None, typer.Option(show_default="the model's own")] = None,
+    float32: Annotated[
+        bool, typer.Option("--float32", help="Store latents in float32: twice the disk.")
+    ] = False,
+    prefix: Prefix = "",
+    batch_size: AtOnce = 16,
+    limit_pixels: LimitPixels = PIXELS,
+    device: opt.Device = None,
+    dtype: opt.Dtype = None,
+    json: opt.Json = False,
+) -> None:
+    """Make a protected set of all pictures of SOURCE, or go on with one that was interrupted.
+
+    SOURCE: folders, lists (.txt), tar archives, Parquet tables, latents (.safetensors, .npz),
+    pictures. Exits with 3 if a picture could not be read: it is not protected.
+    """
+    kept = Kept()
+    with guarded(kept):
+        sources = checked_source(source, radius, batch_size, limit_pixels)
+        if (height is None) != (width is None):
+            raise BadInput("give both --height and --width, or neither.")
+        from shielded.shields.store import ProtectedSet
+
+        there = (folder / "set.json").exists()
+        target = ProtectedSet.open(folder) if there else None
+        if target is not None and radius not in (None, target.radius):
+            raise BadInput(
+                f"{folder} has radius {target.radius}: leave --radius out, or build another set."
+            )
+        wanted = (height, width) if target is None or height else size_of(target)
+        pipe, facts = _load(model, wanted, device, dtype, json)
+        if target is None:
+            numbers = "float32" if float32 else "float16"
+            target = ProtectedSet.create(folder, facts["shape"], facts, numbers, radius)
+        fit(target, facts, model)
+        built, seconds = _run(
+            target, pipe, sources, kept, json, batch_size, prefix=prefix, limit=limit_pixels
+        )
+    _report(target, built, seconds, json)
+
+
+def add(
+    folder: opt.Set,
+    source: opt.Pictures,
+    model: opt.SetModel = None,
+    radius: Annotated[
+        float | None, typer.Option(help="Radius of these pictures alone.", show_default="the set's")
+    ] = None,
+    prefix: Prefix = "",
+    batch_size: AtOnce = 16,
+    limit_pixels: LimitPixels = PIXELS,
+    device: opt.Device = None,
+    dtype: opt.Dtype = None,
+    json: opt.Json = False,
+) -> None:
+    """Add the pictures of SOURCE to a set; those that it has are passed over.
+
+    Exits with 3 if a picture could not be read: it is not protected.
+    """
+    kept = Kept()
+    with guarded(kept):
+        sources = checked_source(source, radius, batch_size, limit_pixels)
+        target, pipe = open_with_pipe(folder, model, device, dtype, json)
+        built, seconds = _run(
+            target, pipe, sources, kept, json, batch_size,
+            prefix=prefix, limit=limit_pixels, radius=radius,
+        )  # fmt: skip
+    _report(target, built, seconds, json)
+
+
+def open_with_pipe(
+    folder: Path, model: str | None, device: str | None, dtype: str | None, silent: bool
+) -> tuple[Any, Any]:
+    """A set, and the pipeline that its latents belong to: the one it names, or `model`."""
+    from shielded.shields.store import ProtectedSet
+
+    target = ProtectedSet.open(folder)
+    name = model or target.fingerprint.get("model")
+    if name is None:
+        raise BadInput(f"{folder} does not say which model made it: name it with --model.")
+    pipe, facts = _load(name, size_of(target), device, dtype, silent)
+    fit(target, facts, name)
+    return target, pipe
+
+
+def size_of(target: Any) -> tuple[int | None, int | None]:
+    """(height, width) of the pictures of a set in pixels, None where it does not say."""
+    height, width = target.fingerprint.get("size") or (None, None)
+    return height, width
+
+
+def fit(target: Any, facts: dict[str, Any], model: str) -> None:
+    """Raise BadInput unless the latents of a set and of a pipeline live in the same space."""
+    from shielded.spaces import mismatch
+
+    found = mismatch(target.fingerprint, facts)
+    if found is None and target.shape != tuple(facts["shape"]):
+        found = f"another latent shape: {target.shape} against {tuple(facts['shape'])}"
+    if found is not None:
+        raise BadInput(
+            f"{target.path} does not fit {model} ({found}): give the --model and the image size "
+            "that it was made with, or build another set."
+        )
+
+
+def _load(
+    model: str,
+    size: tuple[int | None, int | None],
+    device: str | None,
+    dtype: str | None,
+    silent: bool,
+) -> tuple[Any, dict[str, Any]]:
+    """The pipeline and its fingerprint, with the name of the model in it."""
+    from shielded.cli.progress import Progress
+
+    with Progress(silent).waiting(f"loading {model}"):
+        from shielded.cli.load import load_pipe, quiet
+        from shielded.spaces import fingerprint
+
+        quiet()
+        pipe, _ = load_pipe(model, device, dtype, None)
+        facts = fingerprint(pipe, *size)
+    name = str(Path(model).resolve()) if Path(model).is_dir() else model
+    return pipe, {**facts, "model": name}
+
+
+def checked_source(
+    source: list[Path], radius: float | None, batch: int, limit: int, named: bool = False
+) -> Any:
+    """The pictures as one stream; what is wrong with options and paths is said at once."""
+    from shielded.cli.settings import check_count
+
+    check_count(batch, "--batch-size")
+    check_count(limit, "--limit-pixels")
+    check_radius(radius)
+    from shielded.ingest import open_source
+
+    return open_source(source, named)
+
+
+def check_radius(radius: float | None) -> None:
+    """Raise BadInput for a radius that is no distance."""
+    if radius is not None and not (math.isfinite(radius) and radius >= 0):
+        raise BadInput(f"--radius is {radius}: give a number that is 0 or larger.")
+
+
+def _run(
+    target: Any, pipe: Any, source: Any, kept: Kept, silent: bool, batch: int, **how: Any
+) -> tuple["Built", float]:
+    from shielded.cli.stream_bar import stream_bar
+    from shielded.ingest import build as ingest
+
+    start, kept.folder = time.perf_counter(), str(target.path)
+    with stream_bar("encode", silent) as move:
+
+        def tell(share: float, built: "Built") -> None:
+            kept.images = built.added
+            move(share, built.taken)
+
+        built = ingest(target, pipe, source, batch, size=size_of(target), tell=tell, **how)
+    return built, time.perf_counter() - start
+
+
+def _report(target: Any, built: "Built", seconds: float, json: bool) -> None:
+    """What became of every picture, and exit code 3 if one of them is not protected."""
+    if json:
+        found = {
+            "set": str(target.path),
+            "version": target.version,
+            "images": len(target),
+            "added": built.added,
+            "present": built.present,
+            "skipped": [{"id": one.id, "reason": one.reason} for one in built.skipped],
+            "first_frames": built.first_frames,
+            "left_aside": dict(built.aside),
+            "seconds": round(seconds, 3),
+        }
+        sys.stdout.write(jsonlib.dumps(found, indent=2) + "\n")
+    else:
+        rate = f", {built.taken / max(seconds, 1e-3):,.0f} a second" if built.taken else ""
+        typer.echo(f"{images(built.added)} added, {built.present:,} already there{rate}")
+        typer.echo(f"{target.path} holds {images(len(target))} (version {target.version})")
+        for line in aside_lines(built):
+            typer.echo(line)
+    for one in built.skipped if not json else ():
+        say(f"skipped {printable(one.id)}: {one.reason}")
+    if built.skipped:
+        say(
+            f"{len(built.skipped):,} skipped and NOT PROTECTED: repair what is listed and add it "
+            "again."
+        )
+        raise typer.Exit(NOT_CLEAR)
+
+
+def aside_lines(built: "Built") -> list[str]:
+    """Files that are no pictures, and pictures of which only a part is in the set."""
+    told = []
+    if built.aside:
+        kinds = ", ".join(f"{printable(kind)} {n:,}" for kind, n in built.aside.most_common())
+        told.append(f"{sum(built.aside.values()):,} other files left aside: {kinds}")
+    if built.first_frames:
+        names = ", ".join(printable(name) for name in built.first_frames[:5])
+        more = len(built.first_frames) - 5
+        told.append(
+            f"only the first frame is protected of {names}"
+            + (f" and {more:,} more" if more > 0 else "")
+        )
+    return told
+
+
+def images(count: int) -> str:
+    """A number of images in words."""
+    return f"{count:,} image" if count == 1 else f"{count:,} images"
+
+
+def printable(text: str) -> str:
+    """Text for a terminal: what could move its cursor becomes a question mark."""
+    return "".join(c if c.isprintable() else "?" for c in text)
