@@ -1,16 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """From pictures to the space that a pipeline's scheduler works in."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from inspect import signature
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from shielded.errors import BadInput
+from shielded.errors import BadInput, NonFinite
+from shielded.spaces.formats import denoiser, format_of, normalised, side_factor
 from shielded.spaces.pixels import Pixels
 from shielded.spaces.space import space_of
+
+AT_ONCE = 2**20  # pixels in one call of the encoder: the memory of one image of 1024 x 1024
 
 
 @torch.no_grad()
@@ -20,69 +25,116 @@ def encode(
     """PIL images as latents (K, ...), float32, as the pipeline's scheduler sees them.
 
     Pictures are put on white, resized to (height, width) or the pipeline's default size, and
-    encoded at the posterior's mode. Pixels: 2 x - 1. AutoencoderKL: (z - shift) * scaling, and
-    2 x 2 patches as tokens for FLUX. Other autoencoders raise BadInput: encode with the model's
-    own code and give Shields.images(latents).
+    encoded at the posterior's mode. Pixels: 2 x - 1. Latents: shifted, scaled and packed as
+    `spaces.formats` says; a video model takes a picture for a video of one frame. An autoencoder
+    or a denoiser that is not listed there raises BadInput: encode with the model's own code and
+    give Shields.images(latents).
     """
     if not images:
         raise BadInput("there are no images to encode.")
-    vae: Any = getattr(pipe, "vae", None)
-    in_pixels = isinstance(space_of(pipe), Pixels)
-    if not in_pixels and type(vae).__name__ != "AutoencoderKL":
-        with_ = f" with {type(vae).__name__}" if vae is not None else ""
-        raise BadInput(
-            f"images cannot be encoded for {type(pipe).__name__}{with_}: encode them with the "
-            "model's own code and pass Shields.images(latents)."
+    if isinstance(space_of(pipe), Pixels):
+        return _pixels(images, *image_size(pipe, height, width), channels(pipe))
+    form, vae = format_of(pipe)
+    height, width = image_size(pipe, height, width)
+    device = getattr(pipe, "_execution_device", vae.device)  # an offloaded model is elsewhere
+    latents = []
+    with _float32_if_it_overflows(vae):
+        for part in _pixels(images, height, width, 3).split(max(1, AT_ONCE // (height * width))):
+            x = part.to(device, vae.dtype)
+            z = _mode(vae.encode(x[:, :, None] if form.video else x)).to(torch.float32)
+            latents.append(normalised(form, pipe, vae, z).cpu())
+    joined = torch.cat(latents)
+    if not bool(joined.isfinite().all()):
+        raise NonFinite(
+            f"{type(vae).__name__} makes NaN or infinity of these images in {vae.dtype}: "
+            f"use pipe.{form.slot}.to(torch.float32)."
         )
+    return joined
+
+
+def image_size(pipe: Any, height: int | None = None, width: int | None = None) -> tuple[int, int]:
+    """(height, width) in pixels, the pipeline's default where none is given.
+
+    BadInput where the pipeline states none, or where latents of that size do not exist.
+    """
     if height is None or width is None:
-        default = _size(pipe)
+        default = _default_size(pipe)
         height, width = height or default[0], width or default[1]
-    pixels = _pixels(images, height, width)
-    if in_pixels:
-        return pixels
-    rows = []
-    for image in pixels.split(1):  # one at a time: a decoder's memory, not a set's
-        z = vae.encode(image.to(vae.device, vae.dtype)).latent_dist.mode().to(torch.float32)
-        rows.append(
-            (z - (getattr(vae.config, "shift_factor", None) or 0.0)) * vae.config.scaling_factor
+    unit = 1
+    if not isinstance(space_of(pipe), Pixels):
+        form, vae = format_of(pipe)
+        unit = side_factor(pipe, vae) * (2 if form.packing == "2 x 2 tokens" else 1)
+    if height < 1 or width < 1 or height % unit or width % unit:
+        raise BadInput(
+            f"{type(pipe).__name__} makes no images of {height} x {width}: give multiples of "
+            f"{unit} for height and width."
         )
-    latents = torch.cat(rows)
-    if "Flux" in type(pipe).__name__:
-        return _pack(latents)
-    return latents
+    return height, width
 
 
-def _size(pipe: Any) -> tuple[int, int]:
-    """Default (height, width) of a pipeline's images in pixels."""
-    network = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
-    size = getattr(pipe, "default_sample_size", None) or getattr(
-        getattr(network, "config", None), "sample_size", None
-    )
+def _default_size(pipe: Any) -> tuple[int, int]:
+    """What a pipeline makes when its call is given neither height nor width."""
+    call = signature(type(pipe).__call__).parameters
+    stated = [call[side].default if side in call else None for side in ("height", "width")]
+    if isinstance(stated[0], int) and isinstance(stated[1], int):
+        return stated[0], stated[1]
+    config: Any = getattr(denoiser(pipe), "config", None)
+    size = getattr(pipe, "default_sample_size", None) or getattr(config, "sample_size", None)
+    if size is None and hasattr(config, "sample_height"):
+        size = config.sample_height, config.sample_width
     if size is None:
         raise BadInput(f"{type(pipe).__name__} states no default size: give height and width.")
-    factor = getattr(pipe, "vae_scale_factor", 1)
+    factor = side_factor(pipe, getattr(pipe, "vae", None))
     height, width = size if isinstance(size, (tuple, list)) else (size, size)
     return int(height) * factor, int(width) * factor
 
 
-def _pixels(images: Sequence[Any], height: int, width: int) -> Tensor:
-    """(K, 3, height, width) in [-1, 1]; transparent pictures on white."""
-    from PIL import Image
+def channels(pipe: Any) -> int:
+    """1 for a pixel model of grey images, else 3."""
+    return 1 if getattr(getattr(denoiser(pipe), "config", None), "in_channels", 3) == 1 else 3
+
+
+def _mode(encoded: Any) -> Tensor:
+    """The middle of the posterior, or the one latent of an encoder without randomness."""
+    if hasattr(encoded, "latent_dist"):
+        return encoded.latent_dist.mode()
+    return encoded.latents if hasattr(encoded, "latents") else encoded.latent
+
+
+@contextmanager
+def _float32_if_it_overflows(vae: Any) -> Iterator[None]:
+    """As diffusers does: SDXL's autoencoder is float32 while it works, if kept in float16."""
+    low = vae.dtype == torch.float16 and getattr(vae.config, "force_upcast", False)
+    if low:
+        vae.to(torch.float32)
+    try:
+        yield
+    finally:
+        if low:
+            vae.to(torch.float16)
+
+
+def _pixels(images: Sequence[Any], height: int, width: int, channels: int) -> Tensor:
+    """(K, channels, height, width) in [-1, 1]; upright, transparent pictures on white."""
+    from PIL import Image, ImageOps
 
     arrays = []
     for image in images:
-        rgba = image.convert("RGBA")
+        rgba = ImageOps.exif_transpose(_eight_bits(image)).convert("RGBA")
         page = Image.new("RGBA", rgba.size, "white")
         page.alpha_composite(rgba)
         picture = page.convert("RGB")
         if picture.size != (width, height):
             picture = picture.resize((width, height), Image.Resampling.LANCZOS)
-        arrays.append(np.asarray(picture))
-    stacked = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
-    return stacked.to(torch.float32) / 127.5 - 1
+        arrays.append(np.asarray(picture if channels == 3 else picture.convert("L")))
+    stacked = torch.from_numpy(np.stack(arrays)).reshape(len(arrays), height, width, channels)
+    return stacked.permute(0, 3, 1, 2).to(torch.float32) / 127.5 - 1
 
 
-def _pack(z: Tensor) -> Tensor:
-    """FLUX's tokens: (B, C, H, W) to (B, H/2 W/2, 4C), a permutation of the numbers."""
-    b, c, h, w = z.shape
-    return z.reshape(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, -1, 4 * c)
+def _eight_bits(image: Any) -> Any:
+    """A grey picture of 16 bits in 8: Pillow would clip it to white."""
+    from PIL import Image
+
+    if not image.mode.startswith("I"):
+        return image
+    return Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
