@@ -75,6 +75,14 @@ class Guidance:
         """Check and move the finished images (B, ...), or None where there is nothing to check."""
         return None
 
+    def prepare(self, pipe: Any) -> None:
+        """Before the first generation of a block: does what the method holds fit the pipeline?"""
+        return
+
+    def begin(self) -> None:
+        """Before each generation."""
+        return
+
     @contextmanager
     def on(self, pipe: Any, groups: Sequence[Hashable] | None = None) -> Iterator[Run]:
         """Guide every image that a diffusers pipeline makes inside the `with` block.
@@ -86,6 +94,7 @@ class Guidance:
         """
         from shielded.samplers.scheduler import installed
 
+        self.prepare(pipe)
         run = Run(self, groups, self.space or space_of(pipe))
         with installed(pipe, run):
             yield run
@@ -136,6 +145,7 @@ class Run:
 
     def begin(self) -> None:
         """A new generation starts with the next call."""
+        self.guidance.begin()
         self.generation += 1
         self.calls = 0
         self._last = None

@@ -77,7 +77,7 @@ def land(
                 sample[b : b + 1] = landed
                 before, at[b] = at[b].clone(), space.measure(landed).flatten()
                 length[b] = (at[b] - before).norm()
-    field = shields.field(at, groups, radius, reach=inf)
+    field = shields.closest(at, groups, radius)
     return Landing(sample, at.reshape(shape), length, _nearest(at, field))
 
 

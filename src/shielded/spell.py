@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,6 +69,14 @@ class Spell(Guidance):
             raise BadInput(f"window is {window}: it must have 1 >= start >= stop >= 0.")
         self.overcompensation, self.overlap = float(overcompensation), overlap
         self.window, self.space, self.landing = (float(start), float(stop)), space, landing
+
+    def prepare(self, pipe: Any) -> None:
+        """Refuse shields that were made for another model."""
+        self.shields.check(pipe)
+
+    def begin(self) -> None:
+        """Take up what protected sets have become meanwhile."""
+        self.shields.refresh()
 
     def shift(self, step: Step) -> Shift | None:
         """Eq. 5 and Eq. 8, or the move outside of overlapping shields."""

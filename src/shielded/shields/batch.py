@@ -3,6 +3,7 @@
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from math import inf
 
 import torch
 from torch import Tensor
@@ -18,10 +19,16 @@ class Batch:
     name: str = "batch"
     shape: None = None
 
-    def references(self, x: Tensor, groups: Sequence[Hashable], reach: float) -> References:
+    def references(
+        self, x: Tensor, groups: Sequence[Hashable], radius: float, reach: float
+    ) -> References:
         """The other images; an image is never its own reference."""
         itself = torch.eye(len(x), dtype=torch.bool, device=x.device)
         return References(x, same_group(groups, groups, x.device) & ~itself, range(len(x)))
+
+    def closest(self, x: Tensor, groups: Sequence[Hashable], radius: float) -> References:
+        """All of them."""
+        return self.references(x, groups, radius, inf)
 
     def __repr__(self) -> str:
         return f"Shields.batch({'' if self.radius is None else f'radius={self.radius}'})"

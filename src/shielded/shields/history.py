@@ -52,7 +52,9 @@ class History:
         self.groups = [*self.groups, *groups]
         self._chosen = None
 
-    def references(self, x: Tensor, groups: Sequence[Hashable], reach: float) -> References:
+    def references(
+        self, x: Tensor, groups: Sequence[Hashable], radius: float, reach: float
+    ) -> References:
         """The remembered images of the groups in this batch."""
         if self.latents is None:
             return References(x[:0], x.new_zeros((len(x), 0), dtype=torch.bool), ())
@@ -63,10 +65,14 @@ class History:
         z = self._of(mine)
         whole = len(mine) < SCREEN or reach == inf
         if not whole:
-            keep = within(x, z, reach).nonzero()[:, 0].tolist()
+            keep = within(x, z, radius + reach).nonzero()[:, 0].tolist()
             z, mine = z[keep], [mine[k] for k in keep]
         allowed = same_group(groups, [self.groups[k] for k in mine], x.device)
         return References(z.to(x), allowed, mine, whole)
+
+    def closest(self, x: Tensor, groups: Sequence[Hashable], radius: float) -> References:
+        """All of them."""
+        return self.references(x, groups, radius, inf)
 
     def _of(self, mine: list[int]) -> Tensor:
         """The chosen images (N, D): few of them in float64, kept for the next call."""

@@ -39,7 +39,9 @@ class Images:
         self.latents = latents.detach().flatten(1).to("cpu").to(kept)  # (K, D)
         self.ids = range(len(latents)) if ids is None else list(ids)
 
-    def references(self, x: Tensor, groups: Sequence[Hashable], reach: float) -> References:
+    def references(
+        self, x: Tensor, groups: Sequence[Hashable], radius: float, reach: float
+    ) -> References:
         """All references, or with many of them those that a float32 bound cannot rule out."""
         if self.latents.device != x.device:
             self.latents = self.latents.to(x.device)
@@ -47,9 +49,13 @@ class Images:
         if whole:
             z, ids = self.latents, self.ids
         else:
-            keep = within(x, self.latents, reach).nonzero()[:, 0].tolist()
+            keep = within(x, self.latents, radius + reach).nonzero()[:, 0].tolist()
             z, ids = self.latents[keep], [self.ids[k] for k in keep]
         return References(z.to(x), x.new_ones((len(x), len(z)), dtype=torch.bool), ids, whole)
+
+    def closest(self, x: Tensor, groups: Sequence[Hashable], radius: float) -> References:
+        """All of them."""
+        return self.references(x, groups, radius, inf)
 
     def __repr__(self) -> str:
         own = "" if self.radius is None else f", radius={self.radius}"

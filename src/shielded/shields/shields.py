@@ -7,7 +7,7 @@ import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -20,15 +20,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class References:
-    """References of one source: z (M, D) float64, who has to keep away (B, M), their ids.
+    """References of one source: z (M, D) float64, who has to keep away (B, M), ids, radii.
 
-    `whole` tells that no reference was left out, however far an image may move.
+    `r` (M,) is None where all have the radius that was asked for. `whole` tells that no reference
+    was left out, however far an image may move.
     """
 
     z: Tensor
     allowed: Tensor
     ids: Sequence[Hashable]
     whole: bool = True
+    r: Tensor | None = None
 
 
 class Source(Protocol):
@@ -49,8 +51,30 @@ class Source(Protocol):
         """Of one reference as it was given, or None where any fits."""
         ...
 
-    def references(self, x: Tensor, groups: Sequence[Hashable], reach: float) -> References:
-        """All references within `reach` of any x (B, D), float64; more is allowed, fewer is not."""
+    def references(
+        self, x: Tensor, groups: Sequence[Hashable], radius: float, reach: float
+    ) -> References:
+        """All references within their radius + reach of any x (B, D), float64, and maybe more.
+
+        `radius` is for references without their own; reach may be infinite.
+        """
+        ...
+
+    def closest(self, x: Tensor, groups: Sequence[Hashable], radius: float) -> References:
+        """For each x the reference with the smallest distance / radius, and maybe others."""
+        ...
+
+
+@runtime_checkable
+class Lasting(Protocol):
+    """A source that outlives the process: made by some model, changed by others meanwhile."""
+
+    def check(self, pipe: Any) -> None:
+        """Raise ShapeMismatch if `pipe` lives in another space."""
+        ...
+
+    def refresh(self) -> None:
+        """Take up the newest state."""
         ...
 
 
@@ -126,6 +150,17 @@ class Shields:
 
         return cls((Images(latents, check_radius(radius), ids),))
 
+    @classmethod
+    def protected(cls, path: str | Path, radius: float | None = None) -> Shields:
+        """All images of a protected set on disk; `radius` is for those without their own.
+
+        Needs the extra `protect`. The set may change while images are made: each generation
+        starts with its newest version.
+        """
+        from shielded.shields.protected import Protected
+
+        return cls((Protected(path, check_radius(radius)),))
+
     def __add__(self, other: Shields) -> Shields:
         return Shields(self.sources + other.sources)
 
@@ -136,6 +171,18 @@ class Shields:
     def histories(self) -> tuple[History, ...]:
         """The sources that remember finished images."""
         return tuple(source for source in self.sources if hasattr(source, "remember"))  # type: ignore[misc]
+
+    def check(self, pipe: Any) -> None:
+        """Raise ShapeMismatch if a source was made for another model than `pipe`."""
+        for source in self.sources:
+            if isinstance(source, Lasting):
+                source.check(pipe)
+
+    def refresh(self) -> None:
+        """Let sources that change by themselves take up their newest state."""
+        for source in self.sources:
+            if isinstance(source, Lasting):
+                source.refresh()
 
     def fit(self, shape: tuple[int, ...]) -> None:
         """Raise ShapeMismatch if a source holds references of another layout than `shape`.
@@ -153,25 +200,41 @@ class Shields:
         self, x: Tensor, groups: Sequence[Hashable], radius: float | None, reach: float = 0.0
     ) -> Field:
         """The field of all shields that x (B, D) is in or could enter by moving at most `reach`."""
-        parts, radii = [], []
+        return self._join(
+            x, [(s, r, s.references(x, groups, r, reach)) for s, r in self._radii(radius)]
+        )
+
+    def closest(self, x: Tensor, groups: Sequence[Hashable], radius: float | None) -> Field:
+        """A field that holds, for each x (B, D), the shield of smallest distance / radius."""
+        return self._join(x, [(s, r, s.closest(x, groups, r)) for s, r in self._radii(radius)])
+
+    def _radii(self, radius: float | None) -> list[tuple[Source, float]]:
+        """Every source with the radius of its references that have none."""
+        found = []
         for source in self.sources:
             r = source.radius if source.radius is not None else radius
             if r is None:
                 raise BadInput(
                     f"{source!r} has no radius: give the guidance a radius= or the source its own."
                 )
-            part = source.references(x, groups, r + reach)
-            parts.append((source.name, part))
-            radii.append(x.new_full((len(part.z),), r))
+            found.append((source, r))
+        return found
+
+    def _join(self, x: Tensor, parts: Sequence[tuple[Source, float, References]]) -> Field:
         if not parts:
             return Field(x[:0], x.new_zeros(0), x.new_zeros((len(x), 0)).bool(), (), True)
-        alone = parts[0][1] if len(parts) == 1 else None  # then z may be x itself: no copy
+        alone = parts[0][2] if len(parts) == 1 else None  # then z may be x itself: no copy
         return Field(
-            alone.z if alone else torch.cat([part.z for _, part in parts]),
-            torch.cat(radii),
-            alone.allowed if alone else torch.cat([part.allowed for _, part in parts], 1),
-            tuple((name, part.ids) for name, part in parts),
-            all(part.whole for _, part in parts),
+            alone.z if alone else torch.cat([part.z for _, _, part in parts]),
+            torch.cat(
+                [
+                    part.r if part.r is not None else x.new_full((len(part.z),), r)
+                    for _, r, part in parts
+                ]
+            ),
+            alone.allowed if alone else torch.cat([part.allowed for _, _, part in parts], 1),
+            tuple((source.name, part.ids) for source, _, part in parts),
+            all(part.whole for _, _, part in parts),
         )
 
 

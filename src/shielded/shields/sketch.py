@@ -89,7 +89,7 @@ def _principal(x: Tensor, most: int) -> Tensor:
     v = torch.randn(x.shape[1], more, generator=generator, dtype=torch.float64).to(x)
     for _ in range(4):  # subspace iteration: quality only, (1) holds for any orthonormal rows
         v = torch.linalg.qr(x.T @ (x @ v))[0]
-    _, values, axes = torch.linalg.svd(x @ v, full_matrices=False)
+    axes = torch.linalg.svd(x @ v, full_matrices=False)[2]
     return torch.linalg.qr((v @ axes.T)[:, :most])[0].T
 
 
@@ -145,7 +145,7 @@ class Sketch:
                 yield b, row + start
 
     def bounds(self, a: Tensor, blur: Tensor, lost: Tensor) -> Tensor:
-        """(B, N) float32: what the distances of queries a (B, m + 1) to all references are at least.
+        """(B, N) float32: what the distances of queries a (B, m + 1) to all are at least.
 
         `blur` (B,) and `lost` (N,) bound what the sketches of either side are off by.
         """

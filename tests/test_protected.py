@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shields around a protected set on disk: the same images as with the set in memory."""
+
+import numpy as np
+import pytest
+import torch
+
+from families import FAMILIES
+from shielded import Shields, Spell
+from shielded.errors import BadInput, ShapeMismatch
+from shielded.landing import TOLERANCE
+from shielded.shields.protected import load
+
+pytest.importorskip("lance")
+from shielded.shields.store import ProtectedSet
+
+
+def latents(n, d=64, seed=0):
+    """Values that float16 holds exactly, so that disk and memory agree to the bit."""
+    x = torch.randn(n, 1, 8, d // 8, generator=torch.Generator().manual_seed(seed))
+    return x.half().float()
+
+
+@pytest.fixture
+def store(tmp_path):
+    made = ProtectedSet.create(tmp_path / "set", (1, 8, 8), radius=6.0)
+    made.add(latents(300), ids=[f"a{k}" for k in range(300)])
+    made.add(latents(200, seed=1), ids=[f"b{k}" for k in range(200)])
+    return made
+
+
+def near(z, seed=2, n=6):
+    noise = torch.randn(n, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
+    return z[:: len(z) // n][:n] + 0.2 * noise
+
+
+def test_the_same_move_as_with_all_images_in_memory(store):
+    z = torch.cat([latents(300), latents(200, seed=1)])
+    x = near(z)
+    disk = Spell(Shields.batch(radius=3.0) + Shields.protected(store.path)).correct(x)
+    memory = Spell(Shields.batch(radius=3.0) + Shields.images(z, radius=6.0)).correct(x)
+    assert not torch.equal(disk, x)
+    assert torch.allclose(disk, memory, atol=1e-5)
+    far = x + 100
+    assert Spell(Shields.protected(store.path)).correct(far) is far
+
+
+def test_what_is_returned_is_clear_of_every_image_on_disk(store):
+    z = torch.cat([latents(300), latents(200, seed=1)]).flatten(1).double()
+    spell = Spell(Shields.batch(radius=3.0) + Shields.protected(store.path))
+    sampler = spell.denoiser(lambda x, sigma: x)
+    images = sampler.finish(near(latents(300)))
+    d = torch.cdist(images.flatten(1).double(), z)
+    assert float(d.min()) >= 6.0 * (1 - TOLERANCE)
+    for b, certificate in enumerate(sampler.run.certificates):
+        assert certificate.clear
+        if certificate.source == "protected":
+            k = int(d[b].argmin())
+            assert certificate.reference == (f"a{k}" if k < 300 else f"b{k - 300}")
+            assert certificate.distance == pytest.approx(float(d[b].min()), rel=1e-6)
+
+
+def test_images_with_radii_of_their_own(tmp_path):
+    z = latents(40)
+    radii = [None if k % 2 else 0.5 + k / 10 for k in range(40)]
+    store = ProtectedSet.create(tmp_path / "set", (1, 8, 8))
+    store.add(z, radii=radii)
+    x = z + 0.01 * latents(40, seed=3)
+    y = Spell(Shields.protected(store.path), radius=2.0).correct(x)
+    expected = torch.tensor([2.0 if r is None else r for r in radii])
+    own = (y - z).flatten(1).norm(dim=1)
+    assert torch.allclose(own, expected, rtol=1e-4)
+    with pytest.raises(BadInput, match="has no radius"):
+        Spell(Shields.protected(store.path))
+
+
+def test_the_radius_of_the_set_gives_way_to_the_one_asked_for(store):
+    assert Shields.protected(store.path).sources[0].radius == 6.0
+    assert Shields.protected(store.path, radius=2.0).sources[0].radius == 2.0
+
+
+def test_changes_are_taken_up_between_generations(store):
+    spell = Spell(Shields.protected(store.path))
+    sampler = spell.denoiser(lambda x, sigma: x)
+    new = (latents(1, seed=9) + 50).half().float()
+    assert torch.equal(sampler.finish(new), new)
+    writer = ProtectedSet.open(store.path)
+    writer.add(new, ids=["new"])
+    spell.begin()
+    moved = sampler.finish(new)
+    assert float((moved - new).norm()) == pytest.approx(6.0, rel=1e-4)
+    writer.remove(["new"])
+    writer.compact()
+    spell.begin()
+    assert torch.equal(sampler.finish(new), new)
+
+
+def test_sketches_are_made_once_and_follow_the_set(store, monkeypatch):
+    """Only what was added since is read; what was removed is gone; damage is made again."""
+    radius = 6.0
+    first, _ = load(store, radius)
+    read = []
+    plain = ProtectedSet.read
+    monkeypatch.setattr(
+        ProtectedSet, "read", lambda self, part: read.append(part.name) or plain(self, part)
+    )
+    again, _ = load(ProtectedSet.open(store.path), radius)
+    assert read == []
+    assert torch.equal(first.sketch.core, again.sketch.core)
+    store.add(latents(50, seed=4), ids=[f"c{k}" for k in range(50)])
+    store.remove([f"a{k}" for k in range(0, 300, 3)])
+    screen, address = load(store, radius)
+    assert len(read) == 1
+    live = np.concatenate([part.rows for part in store.parts()])
+    assert address.tolist() == live.astype(np.int64).tolist()
+    z = torch.from_numpy(np.array(store.take(live))).double()
+    x = near(latents(300)).flatten(1).double()
+    inside = (torch.cdist(x, z) < radius).any(0).nonzero()[:, 0]
+    assert set(inside.tolist()) <= set(screen.near(x).row.tolist())
+    for file in (store.path / "screen").iterdir():
+        file.write_bytes(file.read_bytes()[:100])
+    rebuilt, _ = load(store, radius)
+    assert torch.equal(rebuilt.radius, screen.radius)
+    assert len(read) == 4
+
+
+def test_bfloat16_sketches_lose_nothing(store):
+    x = near(latents(300)).flatten(1).double()
+    fine, _ = load(store, 6.0)
+    coarse, _ = load(store, 6.0, dtype=torch.bfloat16)
+    assert coarse.sketch.core.nbytes == fine.sketch.core.nbytes / 2
+    assert set(fine.near(x).row.tolist()) == set(coarse.near(x).row.tolist())
+
+
+def test_an_image_that_a_pipeline_makes_is_kept_away_from(tmp_path):
+    """End to end: protect what a seed gives, run the seed again; nothing else changes."""
+    family = FAMILIES["stable_diffusion"]()
+    plain = family.run(latents=True)
+    store = ProtectedSet.create(tmp_path / "set", tuple(plain.shape[1:]), dtype="float32")
+    store.add(plain[:1], ids=["first"])
+    apart = float((plain[0] - plain[1]).norm())
+    with Spell(Shields.protected(store.path), radius=apart / 2).on(family.pipe) as run:
+        shielded = family.run(latents=True)
+    assert torch.equal(shielded[1], plain[1])
+    assert float((shielded[0] - plain[0]).norm()) >= apart / 2 * (1 - TOLERANCE)
+    assert [c.reference for c in run.certificates] == ["first", "first"]
+    assert [c.intervened for c in run.certificates] == [True, False]
+
+
+def test_a_set_made_by_another_encoder_is_refused(tmp_path):
+    from shielded.spaces import fingerprint
+
+    pipe = FAMILIES["stable_diffusion"]().pipe
+    other = fingerprint(FAMILIES["stable_diffusion_3"]().pipe)
+    store = ProtectedSet.create(tmp_path / "set", (4, 8, 8), fingerprint=other, radius=1.0)
+    with (
+        pytest.raises(ShapeMismatch, match="does not fit this pipeline"),
+        Spell(Shields.protected(store.path)).on(pipe),
+    ):
+        pytest.fail("the block was entered")
+    same = ProtectedSet.create(
+        tmp_path / "fits", (4, 8, 8), fingerprint=fingerprint(pipe), radius=1.0
+    )
+    Spell(Shields.protected(same.path)).prepare(pipe)
+
+
+def test_a_set_of_another_shape_is_refused(store):
+    pipe = FAMILIES["stable_diffusion"]().pipe
+    with (
+        pytest.raises(ShapeMismatch, match="holds latents of shape"),
+        Spell(Shields.protected(store.path)).on(pipe),
+    ):
+        pipe("a b", num_inference_steps=2, height=16, width=16)
