@@ -6,6 +6,7 @@ import os
 import threading
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -30,7 +31,8 @@ def keep(root: Path, name: str, tensors: Mapping[str, Tensor], note: Mapping[str
         save_file(tensors, part, metadata=extra)
         part.replace(path)
     except (OSError, SafetensorError):
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
         return False
     return True
 
@@ -39,8 +41,9 @@ def kept(root: Path, name: str) -> tuple[dict[str, Tensor], dict[str, str]] | No
     """What was stored under a name; None if it is missing or not as it was written."""
     from safetensors import SafetensorError, safe_open
 
+    path = _place(root, name)
     try:
-        with safe_open(_place(root, name), "pt") as file:
+        with safe_open(path, "pt") as file:
             extra = file.metadata()
             tensors = {key: file.get_tensor(key) for key in file.keys()}
         note = json.loads(extra["note"])

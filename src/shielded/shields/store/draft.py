@@ -8,7 +8,7 @@ rename leaves the old version, and files that nothing refers to; after it, the n
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,11 +17,12 @@ from filelock import FileLock, Timeout
 
 from shielded.errors import Busy, Damaged
 from shielded.shields.store import sums
-from shielded.shields.store.engine import DATA, LAST, engine, manifests, stored, tracked
+from shielded.shields.store.engine import DATA, engine, manifest, stored, tracked, versions
 from shielded.shields.store.header import FILE
 
 if TYPE_CHECKING:
-    from lance import LanceOperation
+    import pyarrow as pa
+    from lance import FragmentMetadata, LanceOperation
 
 FOLDER = "draft"
 PATIENCE = 10.0  # seconds a writer waits for another
@@ -30,21 +31,24 @@ PATIENCE = 10.0  # seconds a writer waits for another
 class Draft:
     """The next version of a set while it is made."""
 
-    def __init__(self, root: Path, version: int, files: tuple[str, ...] = ()):
+    def __init__(self, root: Path, version: int, files: Iterable[str] = ()):
         self.root, self.version, self.folder = root, version, root / FOLDER
         self.discard()
-        for path in sums.unfinished(root, version):
-            path.unlink()
-        names = [f"_versions/{LAST - version}.manifest"] if version else []
-        for name in (*names, *files):
-            copy = self.folder / DATA / name
+        for name in sums.lists(root, since=version):  # of a writer that was killed
+            (root / name).unlink()
+        for name in (manifest(version), *files) if version else ():
+            copy = self.folder / name
             copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(root / DATA / name, copy)
+            shutil.copyfile(root / name, copy)
 
     @property
     def uri(self) -> str:
         """Where Lance writes."""
         return str(self.folder / DATA)
+
+    def write(self, rows: "pa.Table | pa.RecordBatchReader", size: int) -> "list[FragmentMetadata]":
+        """Write rows into data files of at most `size` rows."""
+        return engine().fragment.write_fragments(rows, self.uri, max_rows_per_file=size)
 
     def commit(self, operation: "LanceOperation.BaseOperation", note: str) -> None:
         """Let Lance write the manifest of the next version, with a note on what changed."""
@@ -54,23 +58,26 @@ class Draft:
 
     def publish(self) -> None:
         """Move the new files in: the sums first, the manifest last."""
-        manifest = f"{DATA}/_versions/{LAST - self.version - 1}.manifest"
         fresh = {}
         for name in files(self.folder):
             if not (self.root / name).exists() and not name.endswith("version_hint.json"):
                 sums.settle(self.folder / name)
                 fresh[name] = sums.digest(self.folder / name)
+        last = manifest(self.version + 1)
         sums.write(self.root, self.version + 1, fresh, self.folder)
+        self._move(name for name in fresh if name != last)
+        self._move([last])
+
+    def _move(self, names: Iterable[str]) -> None:
+        """Move files to their places, and return when they are there for good."""
         folders = set()
-        for name in [*(name for name in fresh if name != manifest), manifest]:
-            if name == manifest:
-                for folder in folders:
-                    sums.settle(folder)
+        for name in names:
             target = self.root / name
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(self.folder / name, target)
             folders |= {target.parent, target.parent.parent}
-        sums.settle(target.parent)
+        for folder in folders:
+            sums.settle(folder)
 
     def discard(self) -> None:
         """Remove what is left of it."""
@@ -96,8 +103,7 @@ def locked(root: Path) -> Iterator[None]:
 
 def clean(root: Path, keep: int | None) -> None:
     """Erase all but the newest `keep` versions (None: none of them), and every loose file."""
-    seen = manifests(root)
-    numbers = sorted(seen)
+    numbers = versions(root)
     kept = numbers if keep is None else numbers[-keep:]
     wanted = tracked(root, since=kept[0]) | {FILE}
     known, _ = sums.read(root)
@@ -106,11 +112,10 @@ def clean(root: Path, keep: int | None) -> None:
             f"{root} has files without a checksum: run `shielded protect verify {root}` first."
         )
     # In this order a crash leaves loose files, and nothing that is not vouched for.
-    for number in numbers[: len(numbers) - len(kept)]:
-        seen[number].unlink()
+    for number in numbers[: -len(kept)]:
+        (root / manifest(number)).unlink()
     (root / FOLDER).mkdir(exist_ok=True)
-    joined = sums.write(root, numbers[-1], {name: known[name] for name in wanted}, root / FOLDER)
-    wanted.add(joined.relative_to(root).as_posix())
+    wanted.add(sums.write(root, numbers[-1], {k: known[k] for k in wanted}, root / FOLDER))
     for name in files(root):
         if name not in wanted:
             (root / name).unlink(missing_ok=True)

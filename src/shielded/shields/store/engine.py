@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lance, the format of the rows: its module, its file names, its errors."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,10 +27,19 @@ def engine():
     return lance
 
 
-def manifests(root: Path) -> dict[int, Path]:
-    """The manifest of each version that readers can see."""
-    found = (root / DATA / "_versions").glob("[0-9]*.manifest")
-    return {LAST - int(path.stem): path for path in found}
+def manifest(version: int) -> str:
+    """The file that makes a version visible, relative to the set's folder."""
+    return f"{DATA}/_versions/{LAST - version}.manifest"
+
+
+def versions(root: Path) -> list[int]:
+    """The versions that readers can see, ascending."""
+    try:
+        names = os.listdir(root / DATA / "_versions")
+    except FileNotFoundError:
+        return []
+    stems = (name.removesuffix(".manifest") for name in names if name.endswith(".manifest"))
+    return sorted(LAST - int(stem) for stem in stems if stem.isdecimal())
 
 
 def dataset(root: Path, version: int, like: "LanceDataset | None" = None) -> "LanceDataset":

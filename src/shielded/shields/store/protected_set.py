@@ -3,7 +3,7 @@
 
 import os
 import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,12 +16,12 @@ from torch import Tensor
 from shielded.errors import BadInput
 from shielded.shields.store import cache, rows
 from shielded.shields.store.draft import Draft, clean, locked
-from shielded.shields.store.engine import engine, manifests, sound, stored
+from shielded.shields.store.engine import DATA, engine, stored, versions
 from shielded.shields.store.header import Header
-from shielded.shields.store.reader import Reader
+from shielded.shields.store.reader import Reader, load
 from shielded.shields.store.verify import Report, verify
 
-PART_BYTES = 1 << 30  # of latents in one file, after `compact`
+PART_BYTES = 1 << 30  # of latents in one file
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ class ProtectedSet(Reader):
     def versions(self) -> list[Version]:
         """Every version that can still be opened, oldest first."""
         found = []
-        with sound(self.path):
+        with self._reading():
             for v in self._data.versions():
                 change = self._data.read_transaction(v["version"])
                 note = change.transaction_properties if change else None
@@ -105,10 +105,11 @@ class ProtectedSet(Reader):
 
     def refresh(self) -> bool:
         """Go to the newest version, unless opened at one; True if this was another."""
-        newest = max(manifests(self.path), default=0)
+        newest = max(versions(self.path), default=0)
         if self._pinned or newest == self.version:
             return False
-        self._go(newest)
+        # An older one means that the folder was restored from a copy: trust nothing seen before.
+        self._use(load(self.path, newest, self._data if newest > self.version else None))
         return True
 
     def add(
@@ -131,15 +132,13 @@ class ProtectedSet(Reader):
             known = [name for name in names if name in there]
             rows.refuse(known, "already in the set", "leave them out, or remove them first")
             with self._draft() as draft:
-                parts = lance.fragment.write_fragments(new, draft.uri)
+                parts = draft.write(new, self._part_rows)
                 draft.commit(lance.LanceOperation.Append(parts), f"added {len(names)}")
         return len(names)
 
-    def remove(self, ids: Collection[str]) -> int:
+    def remove(self, ids: Iterable[str]) -> int:
         """Take images out, as one new version; earlier versions have them until `compact`."""
-        if isinstance(ids, str):
-            raise BadInput("ids is one text: give a list of ids.")
-        names = list(dict.fromkeys(ids))
+        names = rows.several(ids)
         if not names:
             return 0
         with self._change():
@@ -159,13 +158,15 @@ class ProtectedSet(Reader):
             raise BadInput(f"keep is {keep}: keep at least one version.")
         from lance.optimize import Compaction
 
-        size = max(1, PART_BYTES // (self.dim * np.dtype(self.dtype).itemsize))
-        options: Any = {"target_rows_per_fragment": size, "materialize_deletions_threshold": 0.0}
+        options: Any = {
+            "target_rows_per_fragment": self._part_rows,
+            "materialize_deletions_threshold": 0.0,
+        }
         with self._change():
-            with sound(self.path):
+            with self._reading():
                 tasks = Compaction.plan(self._data, options).tasks
             if tasks:
-                self._merge([task.fragments for task in tasks], size)
+                self._merge([task.fragments for task in tasks])
             with stored(self.path):
                 clean(self.path, keep)
 
@@ -181,6 +182,10 @@ class ProtectedSet(Reader):
         """What `keep` stored; None if it is missing or not as it was written."""
         return cache.kept(self.path, name)
 
+    @property
+    def _part_rows(self) -> int:
+        return max(1, PART_BYTES // (self.dim * np.dtype(self.dtype).itemsize))
+
     def _drop(self, addresses: np.ndarray) -> None:
         """Make the version without the rows at these addresses."""
         lance = engine()
@@ -188,7 +193,7 @@ class ProtectedSet(Reader):
         offset = (addresses & np.uint64(0xFFFFFFFF)).astype(int)
         touched = np.unique(part).tolist()
         before = [self._fragment(n).deletion_file() for n in touched]
-        with self._draft(*filter(None, before)) as draft:
+        with self._draft(f"{DATA}/{file}" for file in before if file) as draft:
             data = lance.dataset(draft.uri)
             after = [data.get_fragment(n).delete_rows(offset[part == n]) for n in touched]  # type: ignore[union-attr]
             changed = [left for left in after if left is not None]
@@ -196,17 +201,16 @@ class ProtectedSet(Reader):
             operation = lance.LanceOperation.Delete(changed, empty, "by id")
             draft.commit(operation, f"removed {len(addresses)}")
 
-    def _merge(self, groups: Sequence[Sequence[Any]], size: int) -> None:
-        """Make the version in which each group of parts is one, of at most `size` rows each."""
-        lance = engine()
+    def _merge(self, groups: Sequence[Sequence[Any]]) -> None:
+        """Make the version in which each group of parts is as few as possible."""
+        operation, merged = engine().LanceOperation, []
         with self._draft() as draft:
-            merged = []
             for group in groups:
                 old = [self._fragment(part.id) for part in group]
                 live = self._scan(old, None, batch=1024).to_reader()
-                new = lance.fragment.write_fragments(live, draft.uri, max_rows_per_file=size)
-                merged.append(lance.LanceOperation.RewriteGroup(group, new))
-            draft.commit(lance.LanceOperation.Rewrite(merged, []), "compacted")
+                new = draft.write(live, self._part_rows)
+                merged.append(operation.RewriteGroup(group, new))
+            draft.commit(operation.Rewrite(merged, []), "compacted")
 
     def _fragment(self, number: int) -> Any:
         return self._data.get_fragment(number)
@@ -225,7 +229,7 @@ class ProtectedSet(Reader):
             self.refresh()
 
     @contextmanager
-    def _draft(self, *deletions: str) -> Iterator[Draft]:
+    def _draft(self, deletions: Iterable[str] = ()) -> Iterator[Draft]:
         """The next version, which is published unless the block fails."""
         with stored(self.path):
             draft = Draft(self.path, self.version, deletions)

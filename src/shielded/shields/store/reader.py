@@ -2,18 +2,19 @@
 """One version of a set, read: its parts, its latents, what is known of each image."""
 
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shielded.errors import BadInput
-from shielded.shields.store.engine import dataset, manifests, sound
+from shielded.errors import BadInput, Damaged
+from shielded.shields.store.engine import dataset, sound, versions
 from shielded.shields.store.header import Header
-from shielded.shields.store.names import Names, state
-from shielded.shields.store.rows import refuse
+from shielded.shields.store.names import Names
+from shielded.shields.store.rows import refuse, several
 from shielded.shields.store.verify import vouch
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Reader:
         self.path, self._header = path, header
         self._names = Names()
         self._rows: dict[str, np.ndarray] = {}
-        self._data: LanceDataset = _load(path, version)
+        self._use(load(path, version))
 
     @property
     def version(self) -> int:
@@ -82,9 +83,9 @@ class Reader:
     def __len__(self) -> int:
         return self._data.count_rows()
 
-    def has(self, ids: Collection[str]) -> set[str]:
+    def has(self, ids: Iterable[str]) -> set[str]:
         """Those of the ids that are in the set."""
-        return set(self._find(ids))
+        return set(self._find(several(ids)))
 
     def entries(
         self, columns: Sequence[str] = COLUMNS, batch: int = 4096
@@ -92,8 +93,8 @@ class Reader:
         """All images in row order, at most `batch` at a time: a list for each column."""
         unknown = [name for name in columns if name not in COLUMNS]
         refuse(unknown, "not among the columns", f"choose from {', '.join(COLUMNS)}")
-        with sound(self.path):
-            for found in self._scan(self._data.get_fragments(), columns, batch).to_batches():
+        with self._reading():
+            for found in self._scan(list(self._pieces.values()), columns, batch).to_batches():
                 entry = found.select(list(columns)).to_pydict()
                 if "metadata" in entry:
                     entry["metadata"] = [_parsed(text) for text in entry["metadata"]]
@@ -101,21 +102,28 @@ class Reader:
 
     def parts(self) -> list[Part]:
         """The pieces of this version, in row order."""
-        with sound(self.path):
-            return [Part(_file(p), self._live(p)) for p in self._data.get_fragments()]
+        with self._reading():
+            return [Part(_file(p), self._live(key)) for key, p in self._pieces.items()]
 
     def read(self, part: Part, batch: int = 4096) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Live rows of a part: addresses (n,) and latents (n, D) in the stored dtype."""
-        found = [p for p in self._data.get_fragments() if _file(p) == part.name]
+        found = [p for p in self._pieces.values() if _file(p) == part.name]
         if not found:
             raise BadInput(f"{part.name} is no part of version {self.version}: call parts() again.")
-        with sound(self.path):
+        with self._reading():
             for rows in self._scan(found, ["latent"], batch).to_batches():
-                yield rows["_rowaddr"].to_numpy(), self._numbers(rows["latent"])
+                yield rows["_rowaddr"].to_numpy(), self._flat(rows["latent"])
+
+    def radii(self, part: Part) -> np.ndarray:
+        """Each live row's own radius (n,), NaN where it has none."""
+        found = [p for p in self._pieces.values() if _file(p) == part.name]
+        with self._reading():
+            own = self._scan(found, ["radius"]).to_table()["radius"]
+        return own.to_numpy().astype(np.float64)
 
     def take(self, addresses: Sequence[int] | np.ndarray) -> np.ndarray:
         """Latents (n, D) at row addresses, in the order asked, in the stored dtype."""
-        found = [self._numbers(chunk) for chunk in self._at(addresses, ["latent"])["latent"].chunks]
+        found = [self._flat(chunk) for chunk in self._at(addresses, ["latent"])["latent"].chunks]
         if len(found) == 1:
             return found[0]
         return np.concatenate([np.empty((0, self.dim), self.dtype), *found])
@@ -125,35 +133,52 @@ class Reader:
         found = self._at(addresses, ["id", "radius", "source", "metadata"]).to_pylist()
         return [Entry(**{**row, "metadata": _parsed(row["metadata"])}) for row in found]
 
-    def _go(self, version: int) -> None:
-        """Read another version from now on, and forget what it does not have."""
-        self._data = _load(self.path, version, self._data)
-        alive = {state(part) for part in self._data.get_fragments()}
-        self._names.retain(alive)
-        self._rows = {key: rows for key, rows in self._rows.items() if key in alive}
+    def _use(self, data: "LanceDataset") -> None:
+        """Read this version from now on, and forget what it does not have."""
+        self._data = data
+        # A fragment's file never changes, its deletions may: together they name its live rows.
+        self._pieces = {f"{_file(p)}:{p.deletion_file()}": p for p in data.get_fragments()}
+        self._sizes = {p.fragment_id: p.physical_rows for p in self._pieces.values()}
+        self._names.retain(self._pieces)
+        self._rows = {key: rows for key, rows in self._rows.items() if key in self._pieces}
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Turn what Lance raises into one sentence."""
+        try:
+            with sound(self.path):
+                yield
+        except Damaged as error:
+            if self.version in versions(self.path):
+                raise
+            raise BadInput(
+                f"version {self.version} of {self.path} was erased meanwhile: refresh, or open "
+                "the set again."
+            ) from error
 
     def _find(self, ids: Collection[str]) -> dict[str, int]:
-        with sound(self.path):
-            return self._names.find(self._data, ids)
+        with self._reading():
+            return self._names.find(self._data, self._pieces, ids)
 
-    def _live(self, part: "LanceFragment") -> np.ndarray:
-        key = state(part)
+    def _live(self, key: str) -> np.ndarray:
+        """Row addresses of the live rows of a piece."""
         if key not in self._rows:
-            if part.deletion_file() is None:
-                rows = np.arange(part.physical_rows, dtype=np.uint64)
-                rows += np.uint64(part.fragment_id << 32)
+            piece = self._pieces[key]
+            if piece.deletion_file() is None:
+                rows = np.arange(piece.physical_rows, dtype=np.uint64)
+                rows += np.uint64(piece.fragment_id << 32)
             else:
-                rows = self._scan([part], []).to_table()["_rowaddr"].to_numpy()
+                rows = self._scan([piece], []).to_table()["_rowaddr"].to_numpy()
             rows.flags.writeable = False  # it is shared
             self._rows[key] = rows
         return self._rows[key]
 
     def _at(self, addresses: Sequence[int] | np.ndarray, columns: list[str]) -> Any:
         rows = np.asarray(addresses, dtype=np.uint64).tolist()
-        known = {part.fragment_id for part in self._data.get_fragments()}
-        lost = any(row >> 32 not in known for row in rows)
-        with sound(self.path):
-            found = None if lost else self._data._take_rows(rows, columns=columns)
+        found = None
+        if all(row & 0xFFFFFFFF < self._sizes.get(row >> 32, 0) for row in rows):
+            with self._reading():
+                found = self._data._take_rows(rows, columns=columns)
         if found is None or found.num_rows != len(rows):
             raise BadInput(
                 f"a row address is not in version {self.version} of {self.path}: call parts() "
@@ -171,20 +196,20 @@ class Reader:
             with_row_address=columns is not None,
         )
 
-    def _numbers(self, column: Any) -> np.ndarray:
+    def _flat(self, column: Any) -> np.ndarray:
         """Latents of an Arrow array as (n, D)."""
         return column.flatten().to_numpy().reshape(-1, self.dim)
 
 
-def _load(root: Path, version: int | None, like: "LanceDataset | None" = None) -> "LanceDataset":
+def load(root: Path, version: int | None, like: "LanceDataset | None" = None) -> "LanceDataset":
     """A version of the rows (None: the newest), once everything small has been checked."""
-    seen = manifests(root)
-    if version is not None and version not in seen:
-        raise BadInput(
-            f"{root} has no version {version}: it has {', '.join(map(str, sorted(seen)))}."
-        )
-    data = dataset(root, max(seen, default=1) if version is None else version, like)
-    vouch(root, data)
+    seen = versions(root)
+    if version is None:
+        version = max(seen, default=1)
+    elif version not in seen:
+        raise BadInput(f"{root} has no version {version}: it has {', '.join(map(str, seen))}.")
+    data = dataset(root, version, like)
+    vouch(root, data, before=like)
     return data
 
 

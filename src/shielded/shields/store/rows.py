@@ -102,6 +102,13 @@ def repeated(ids: Iterable[T]) -> list[T]:
     return list(again)
 
 
+def several(ids: Iterable[str]) -> list[str]:
+    """The ids, each once; a single text is refused, whose letters nobody means."""
+    if isinstance(ids, str):
+        raise BadInput("ids is one text: give a list of ids.")
+    return list(dict.fromkeys(ids))
+
+
 def refuse(ids: Sequence[Any], what: str, remedy: str) -> None:
     """Raise BadInput naming the first few ids, if there are any."""
     if ids:

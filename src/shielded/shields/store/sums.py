@@ -18,39 +18,42 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write(root: Path, version: int, sums: Mapping[str, str], draft: Path) -> Path:
-    """Store the sums of some files (paths relative to the set); `draft` holds the unfinished."""
+def write(root: Path, version: int, sums: Mapping[str, str], draft: Path) -> str:
+    """Store the sums of some files as a list, made in `draft`; both relative to the set."""
     text = "".join(f"{value}  {name}\n" for name, value in sorted(sums.items())).encode()
-    path = root / FOLDER / f"{version:010d}-{hashlib.sha256(text).hexdigest()[:16]}.sha256"
-    part = draft / path.name
+    name = f"{FOLDER}/{version:010d}-{hashlib.sha256(text).hexdigest()[:16]}.sha256"
+    part, path = draft / "sums", root / name
     part.write_bytes(text)
     settle(part)
     path.parent.mkdir(exist_ok=True)
     part.replace(path)
     settle(path.parent)
-    return path
+    return name
 
 
-def read(root: Path) -> tuple[dict[str, str], list[str]]:
-    """The sum of each file, and the lists that are themselves damaged."""
+def read(root: Path, since: int = 0) -> tuple[dict[str, str], list[str]]:
+    """The sum of each file from lists after version `since`, and the lists that are damaged."""
     while True:
         sums, damaged = {}, []
         try:
-            for path in sorted((root / FOLDER).glob("*.sha256")):
-                text = path.read_bytes()
-                if hashlib.sha256(text).hexdigest()[:16] == path.stem.partition("-")[2]:
-                    lines = text.decode().splitlines()
-                    sums |= {name: value for value, _, name in (ln.partition("  ") for ln in lines)}
+            for name in lists(root, since):
+                text = (root / name).read_bytes()
+                if hashlib.sha256(text).hexdigest()[:16] in name:
+                    lines = (line.partition("  ") for line in text.decode().splitlines())
+                    sums |= {file: value for value, _, file in lines}
                 else:
-                    damaged.append(f"{FOLDER}/{path.name}")
+                    damaged.append(name)
             return sums, damaged
         except FileNotFoundError:
             continue  # a writer has just joined the lists into one: read that
 
 
-def unfinished(root: Path, version: int) -> list[Path]:
-    """Lists of changes after `version`: their writer was killed before it could finish."""
-    return [p for p in (root / FOLDER).glob("*.sha256") if int(p.stem.partition("-")[0]) > version]
+def lists(root: Path, since: int) -> list[str]:
+    """The lists of sums that came with versions after `since`, relative to the set."""
+    if not (root / FOLDER).is_dir():
+        return []
+    names = sorted(name for name in os.listdir(root / FOLDER) if name.endswith(".sha256"))
+    return [f"{FOLDER}/{name}" for name in names if int(name.partition("-")[0]) > since]
 
 
 def settle(path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from shielded.errors import BadInput, Damaged
 from shielded.shields.store import sums
 from shielded.shields.store.draft import files
-from shielded.shields.store.engine import DATA, dataset, manifests, tracked
+from shielded.shields.store.engine import DATA, dataset, manifest, tracked, versions
 from shielded.shields.store.header import FILE
 
 if TYPE_CHECKING:
@@ -55,34 +55,54 @@ def verify(path: str | Path) -> Report:
     return Report(images, len(wanted), sorted(damaged), missing, sorted(loose))
 
 
-def vouch(root: Path, data: "LanceDataset") -> None:
-    """Raise Damaged unless all small files of a version are intact and its data files complete."""
-    known, damaged = sums.read(root)
-    parts = data.get_fragments()
-    names = [FILE, manifests(root)[data.version].relative_to(root).as_posix()]
-    names += [f"{DATA}/{part.deletion_file()}" for part in parts if part.deletion_file()]
+def vouch(root: Path, data: "LanceDataset", before: "LanceDataset | None" = None) -> None:
+    """Raise Damaged unless all small files of a version are intact and its data files complete.
+
+    What the version `before` already had is taken to be so.
+    """
+    known, damaged = sums.read(root, since=before.version if before else 0)
+    small, large = _files(data)
+    old_small, old_large = _files(before) if before else (set(), {})
+    names = small - old_small | {manifest(data.version)} | (set() if before else {FILE})
     damaged += [name for name in names if not _intact(root / name, known.get(name))]
-    for file in (file for part in parts for file in part.data_files()):
-        path = root / DATA / "data" / file.path
-        if not path.exists() or path.stat().st_size != file.file_size_bytes:
-            damaged.append(path.relative_to(root).as_posix())
+    damaged += [
+        name
+        for name, size in large.items()
+        if name not in old_large and not _complete(root / name, size)
+    ]
     if damaged:
         raise Damaged(
-            f"{root} is damaged ({', '.join(damaged[:3])}): run `shielded protect verify {root}`, "
-            "then restore the files it names from a copy, or build the set again."
+            f"{root} is damaged ({', '.join(sorted(damaged)[:3])}): run `shielded protect verify "
+            f"{root}`, then restore the files it names from a copy, or build the set again."
         )
+
+
+def _files(data: "LanceDataset") -> tuple[set[str], dict[str, int | None]]:
+    """Deletion files of a version, and its data files with their sizes."""
+    parts = data.get_fragments()
+    small = {f"{DATA}/{part.deletion_file()}" for part in parts if part.deletion_file()}
+    large = [file for part in parts for file in part.data_files()]
+    return small, {f"{DATA}/data/{file.path}": file.file_size_bytes for file in large}
 
 
 def _wanted(root: Path, known: dict[str, str], there: set[str]) -> tuple[set[str], int]:
     """The files that some version needs, and the images of the newest."""
-    seen = {n: path.relative_to(root).as_posix() for n, path in manifests(root).items()}
-    if seen and all(_intact(root / name, known.get(name)) for name in seen.values()):
+    seen = versions(root)
+    names = {manifest(number) for number in seen}
+    if seen and all(_intact(root / name, known.get(name)) for name in names):
         try:
-            return tracked(root) | {FILE}, dataset(root, max(seen)).count_rows()
+            return tracked(root) | {FILE}, dataset(root, seen[-1]).count_rows()
         except Damaged:
             pass
     # What the versions need cannot be known: then everything that has a sum.
-    return {FILE, *seen.values(), *(there & known.keys())}, 0
+    return {FILE, *names, *(there & known.keys())}, 0
+
+
+def _complete(path: Path, size: int | None) -> bool:
+    try:
+        return path.stat().st_size == size
+    except FileNotFoundError:
+        return False
 
 
 def _intact(path: Path, value: str | None) -> bool:
