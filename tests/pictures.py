@@ -75,6 +75,41 @@ def whiten(vae: diffusers.AutoencoderKLFlux2, mean: torch.Tensor, variance: torc
     vae.bn.load_state_dict({"running_mean": mean, "running_var": variance}, strict=False)
 
 
+def tiny_vae(**config) -> diffusers.AutoencoderTiny:
+    """TAESD, tinier: an autoencoder without a posterior."""
+    return diffusers.AutoencoderTiny(
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+        **config,
+    )
+
+
+def asymmetric_vae() -> diffusers.AsymmetricAutoencoderKL:
+    """The autoencoder with a heavier decoder, for inpainting."""
+    return diffusers.AsymmetricAutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        down_block_out_channels=(8, 8),
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        up_block_out_channels=(8, 8),
+        norm_num_groups=4,
+    )
+
+
+def vq_vae() -> diffusers.VQModel:
+    """The autoencoder of the first latent diffusion, which quantises when it decodes."""
+    return diffusers.VQModel(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        latent_channels=4,
+        norm_num_groups=4,
+        num_vq_embeddings=4096,
+        scaling_factor=0.6,
+    )
+
+
 class TinyFlux2(diffusers.AutoencoderKLFlux2):
     """TAEF2 (MIT, madebyollin/taesd): a real FLUX.2 encoder and decoder of 5 MB."""
 

@@ -3,7 +3,7 @@
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import wraps
@@ -20,12 +20,51 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from PIL import Image
 
 from families import FAMILIES, Family
-from pictures import SHARED, TinyFlux2, flux_2, pictures, tensor, whiten
+from pictures import (
+    SHARED,
+    TinyFlux2,
+    asymmetric_vae,
+    flux_2,
+    pictures,
+    tensor,
+    tiny_vae,
+    vq_vae,
+    whiten,
+)
 from shielded.errors import BadInput, NonFinite
 from shielded.spaces import encode
 from shielded.spaces.formats import FORMATS, format_of
 
-BUILDERS = FAMILIES | {"flux_2": flux_2}
+
+def swapped(name: str, vae: Callable[[], Any], slot: str = "vae") -> Callable[[], Family]:
+    """A family with another autoencoder that its users may put in."""
+
+    def build() -> Family:
+        family = FAMILIES[name]()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            setattr(family.pipe, slot, vae().eval().requires_grad_(False))
+        return family
+
+    return build
+
+
+def ltx() -> Family:
+    """With a mean and a deviation that are not 0 and 1."""
+    family = FAMILIES["ltx"]()
+    family.pipe.vae.latents_mean.copy_(torch.tensor([0.1, -0.2, 0.3, 0.0]))
+    family.pipe.vae.latents_std.copy_(torch.tensor([1.0, 2.0, 1.5, 0.5]))
+    return family
+
+
+BUILDERS = FAMILIES | {
+    "ltx": ltx,
+    "flux_2": flux_2,
+    "asymmetric": swapped("stable_diffusion", asymmetric_vae),
+    "taesd": swapped("stable_diffusion", lambda: tiny_vae(scaling_factor=1.2)),
+    "taef1": swapped("flux", lambda: tiny_vae(scaling_factor=1.2, shift_factor=0.1)),
+    "vqvae": swapped("ldm_text_to_image", vq_vae, "vqvae"),
+}
 # These take it that an autoencoder shrinks the sides by 8; the tiny one shrinks them by 2.
 SIDES = {"lumina_2": 16, "ldm_text_to_image": 16}
 
