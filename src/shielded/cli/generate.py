@@ -48,7 +48,8 @@ def generate(
         typer.Option(help="File of earlier images to keep away from; the new ones are added."),
     ] = None,
     protect: Annotated[
-        Path | None, typer.Option(help="Folder of images that no result may come close to.")
+        Path | None,
+        typer.Option(help="Protected set, or folder of images, that no result may come close to."),
     ] = None,
     protect_radius: Annotated[
         float | None, typer.Option(help="Their radius, if another than --radius.")
@@ -123,10 +124,10 @@ def _generate(settings: Settings, kept: Kept, silent: bool) -> dict[str, Any]:
 
 def _check_early(settings: Settings) -> None:
     """Say what is wrong with settings and files before a model is loaded."""
-    from shielded.cli.protect import pictures
+    from shielded.cli.protect import ready
 
     if settings.protect is not None:
-        pictures(settings.protect)
+        ready(settings.protect)
     _spell(settings, _shields(settings), 0.0)
 
 
@@ -198,7 +199,7 @@ def _calibrated(work: Any) -> Any:
 
 def _facts(work: Any, spell: Any, calibration: Any, device: str) -> dict[str, Any]:
     """The parts of run.json that say what was asked for and with what."""
-    from shielded.cli.protect import pictures
+    from shielded.cli.protect import described
 
     settings, pipe = work.settings, work.pipe
     asked = asdict(settings)
@@ -217,7 +218,7 @@ def _facts(work: Any, spell: Any, calibration: Any, device: str) -> dict[str, An
             "radius_from": "given" if calibration is None else "calibration",
             "window": list(settings.window),
             "history": str(settings.history) if settings.history else None,
-            "protected": list(pictures(settings.protect)) if settings.protect else [],
+            "protected": described(settings.protect, spell.shields),
             "batch_size": work.batch_size,
             "device": device,
             "dtype": str(pipe.dtype).removeprefix("torch."),

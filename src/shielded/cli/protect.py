@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pictures of a folder that a run has to keep away from."""
+"""What a run has to keep away from: a protected set, or the pictures of a folder."""
 
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,21 @@ from PIL import Image, UnidentifiedImageError
 from shielded.errors import BadInput
 
 
+def ready(path: Path) -> None:
+    """Raise the error that `protected` would, as far as that is known without a model."""
+    if is_set(path):
+        from shielded.shields.store import ProtectedSet
+
+        ProtectedSet.open(path)
+    else:
+        pictures(path)
+
+
+def is_set(path: Path) -> bool:
+    """Whether the folder is a protected set, not one of pictures."""
+    return (path / "set.json").is_file()
+
+
 def pictures(folder: Path) -> dict[str, Image.Image]:
     """Every picture of the folder by file name; hidden files and subfolders are ignored.
 
@@ -16,7 +31,9 @@ def pictures(folder: Path) -> dict[str, Image.Image]:
     protected image that is passed over in silence would be unprotected.
     """
     if not folder.is_dir():
-        raise BadInput(f"{folder} is not a folder: give --protect a folder of images.")
+        raise BadInput(
+            f"{folder} is not a folder: give --protect a protected set or a folder of images."
+        )
     found = {}
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or path.is_dir():
@@ -27,13 +44,25 @@ def pictures(folder: Path) -> dict[str, Image.Image]:
     return found
 
 
-def protected(pipe: Any, folder: Path, radius: float | None) -> Any:
-    """Shields around the pictures of a folder, encoded as the pipeline's scheduler sees them."""
+def protected(pipe: Any, path: Path, radius: float | None) -> Any:
+    """Shields around a protected set, or around the pictures of a folder, encoded here."""
     from shielded.shields import Shields
     from shielded.spaces import encode
 
-    found = pictures(folder)
+    if is_set(path):
+        return Shields.protected(path, radius)
+    found = pictures(path)
     return Shields.images(encode(pipe, list(found.values())), radius=radius, ids=list(found))
+
+
+def described(path: Path | None, shields: Any) -> list[str] | dict[str, Any]:
+    """For run.json: the pictures of a folder, or which version of a set was kept away from."""
+    if path is None:
+        return []
+    if not is_set(path):
+        return list(pictures(path))
+    (used,) = (source.set for source in shields.sources if source.name == "protected")
+    return {"set": str(path), "version": used.version, "images": len(used)}
 
 
 def _open(path: Path) -> Image.Image:

@@ -133,19 +133,25 @@ def _facts(summary: dict[str, Any]) -> list[tuple[str, str]]:
 def _avoided(settings: dict[str, Any]) -> str:
     """What this run kept away from, as the end of a sentence."""
     others = "another image of the same prompt"
-    if not settings["protected"]:
+    count = _protected(settings)
+    if not count:
         return others
-    count = len(settings["protected"])
     return (
-        f"{others}, or to one of the {count} protected images"
+        f"{others}, or to one of the {count:,} protected images"
         if count > 1
         else (f"{others}, or to the protected image")
     )
 
 
+def _protected(settings: dict[str, Any]) -> int:
+    """How many images were protected: a folder's are listed, a set tells its number."""
+    known = settings["protected"]
+    return known["images"] if isinstance(known, dict) else len(known)
+
+
 def _settings(run: dict[str, Any]) -> list[tuple[str, str]]:
     shown = {**run["model"], **run["settings"], "seconds": run["summary"]["seconds"]["total"]}
-    shown["protected"] = len(shown["protected"]) or None
+    shown["protected"] = _protected(shown) or None
     return [
         (name.replace("_", " "), _plain_value(value))
         for name, value in shown.items()
