@@ -171,3 +171,34 @@ def test_a_set_of_another_shape_is_refused(store):
         Spell(Shields.protected(store.path)).on(pipe),
     ):
         pipe("a b", num_inference_steps=2, height=16, width=16)
+
+
+@pytest.mark.parametrize("search", ["flat", "panorama", "ivfflat"])
+def test_faiss_finds_what_the_screen_finds(store, search):
+    """Exact kinds move images alike; a few cells may overlook some, and certificates say so."""
+    pytest.importorskip("faiss")
+    z = torch.cat([latents(300), latents(200, seed=1)])
+    x = near(z, n=40)
+    exact = Spell(Shields.protected(store.path)).correct(x)
+    cells = 1 if search == "ivfflat" else 2
+    spell = Spell(Shields.protected(store.path, search=search, nprobe=cells), landing=False)
+    if search != "ivfflat":
+        assert torch.allclose(spell.correct(x), exact, atol=1e-4)
+    sampler = spell.denoiser(lambda x, sigma: x)
+    images = sampler.finish(x)
+    inside = torch.cdist(images.flatten(1).double(), z.flatten(1).double()).amin(1) < 6.0
+    assert [not c.clear for c in sampler.run.certificates] == inside.tolist()
+    assert bool(inside.any())
+
+
+def test_all_cells_are_exact_and_bad_settings_are_named(store):
+    pytest.importorskip("faiss")
+    z = torch.cat([latents(300), latents(200, seed=1)])
+    x = near(z)
+    exact = Spell(Shields.protected(store.path)).correct(x)
+    every = Shields.protected(store.path, search="ivfflat", nprobe=100)
+    assert torch.allclose(Spell(every).correct(x), exact, atol=1e-4)
+    with pytest.raises(BadInput, match="choose screen or one of"):
+        Shields.protected(store.path, search="annoy")
+    with pytest.raises(BadInput, match="one cell at least"):
+        Spell(Shields.protected(store.path, search="ivfflat", nprobe=0)).correct(x)

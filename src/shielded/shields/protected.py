@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shielded.errors import ShapeMismatch
+from shielded.errors import BadInput, ShapeMismatch
+from shielded.shields.faiss_index import KINDS, FaissIndex, Search
 from shielded.shields.screen import Found, Screen
 from shielded.shields.shields import References
 from shielded.shields.sketch import Basis, rounded
@@ -27,12 +28,20 @@ class Protected:
 
     name = "protected"
 
-    def __init__(self, path: str | Path, radius: float | None = None):
+    def __init__(
+        self,
+        path: str | Path,
+        radius: float | None = None,
+        search: str = "screen",
+        nprobe: int = 2,
+    ):
+        if search not in ("screen", *KINDS):
+            raise BadInput(f"search is {search!r}: choose screen or one of {', '.join(KINDS)}.")
         self.set = ProtectedSet.open(path)
         self.radius = self.set.radius if radius is None else radius
         self.shape = self.set.shape
-        self._screens: dict[tuple[float, torch.device], tuple[Screen, Tensor]] = {}
-        self._version = self.set.version
+        self.search, self.nprobe = search, nprobe
+        self._made: tuple[Any, Screen, Search, Tensor] | None = None
 
     def check(self, pipe: Any) -> None:
         """Raise ShapeMismatch if the set was made by another encoder, size or packing."""
@@ -51,18 +60,18 @@ class Protected:
     def refresh(self) -> None:
         """Go to the newest version of the set."""
         if self.set.refresh():
-            self._screens.clear()
+            self._made = None
 
     def references(
         self, x: Tensor, groups: Sequence[Hashable], radius: float, reach: float
     ) -> References:
         """Those within their radius + reach of any x, measured exactly."""
-        screen, address = self._screen(radius, x.device)
-        return self._shields(x, screen.near(x, reach), screen, address)
+        screen, search, address = self._searches(radius, x.device)
+        return self._shields(x, search.near(x, reach), screen, address)
 
     def closest(self, x: Tensor, groups: Sequence[Hashable], radius: float) -> References:
-        """For each x the one with the smallest distance / radius."""
-        screen, address = self._screen(radius, x.device)
+        """For each x the one with the smallest distance / radius, by the screen."""
+        screen, _, address = self._searches(radius, x.device)
         return self._shields(x, screen.closest(x), screen, address)
 
     def _shields(self, x: Tensor, found: Found, screen: Screen, address: Tensor) -> References:
@@ -70,12 +79,22 @@ class Protected:
         ids = _Ids(self.set, address[found.row.cpu()])
         return References(found.z, everyone, ids, whole=False, r=screen.radius[found.row])
 
-    def _screen(self, radius: float, device: torch.device) -> tuple[Screen, Tensor]:
-        """The screen of this version, and the row addresses (N,) that its rows stand for."""
-        key = (radius, device)
-        if key not in self._screens:
-            self._screens = {key: load(self.set, radius, device)}  # one at a time: it is large
-        return self._screens[key]
+    def _searches(self, radius: float, device: torch.device) -> tuple[Screen, Search, Tensor]:
+        """The screen of this version, the search, and the row addresses (N,) of their rows."""
+        if self._made is None or self._made[0] != (radius, device):
+            self._made = None  # one at a time: they are large
+            screen, address = load(self.set, radius, device)
+            search = screen if self.search == "screen" else self._faiss(screen)
+            self._made = (radius, device), screen, search, address
+        return self._made[1:]
+
+    def _faiss(self, screen: Screen) -> FaissIndex:
+        def blocks() -> Iterator[np.ndarray]:
+            return (latents for part in self.set.parts() for _, latents in self.set.read(part))
+
+        return FaissIndex(
+            blocks, screen.radius.cpu(), self.set.dim, screen.fetch, self.search, self.nprobe
+        )
 
     def __repr__(self) -> str:
         own = "" if self.radius is None else f", radius={self.radius}"

@@ -67,7 +67,7 @@ class Screen:
         radius: Tensor,
         fetch: Callable[[Tensor], Tensor],
     ):
-        self.basis, self.radius, self.lost, self._fetch = basis, radius, lost, fetch
+        self.basis, self.radius, self.lost, self.fetch = basis, radius, lost, fetch
         self.sketch = Sketch(core, radius + lost)
         self._list: List | None = None
         self._last: Tensor | None = None
@@ -172,7 +172,7 @@ class Screen:
             return torch.zeros((0, width), dtype=torch.float64, device=row.device)
         missing = [key for key in keys if key not in self._hot]
         if missing:
-            fresh = self._fetch(torch.tensor(missing))
+            fresh = self.fetch(torch.tensor(missing))
             self._hot.update((key, z.clone()) for key, z in zip(missing, fresh, strict=True))
         z = torch.stack([self._hot[key] for key in keys])
         for key in keys:
