@@ -54,6 +54,7 @@ class Archive:
         except DAMAGE as error:
             reason = str(error).rstrip(". ") or type(error).__name__
             yield Skipped(self.name, f"the archive cannot be read to its end ({reason})")
+        self.share = 1.0
         for name, target in self._links:
             if self._seen[target]:
                 yield Aside("link")

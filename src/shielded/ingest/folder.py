@@ -47,6 +47,7 @@ class Folder:
                     yield item
                     self.share = min((passed + self._within) / total, 1.0)
                 passed += 1
+        self.share = 1.0
 
     def _file(self, entry: os.DirEntry[str]) -> Iterator[Item]:
         self._within = 0.0  # share of an archive that is being read
