@@ -64,7 +64,7 @@ def vouch(root: Path, data: "LanceDataset", before: "LanceDataset | None" = None
     small, large = _files(data)
     old_small, old_large = _files(before) if before else (set(), {})
     names = small - old_small | {manifest(data.version)} | (set() if before else {FILE})
-    damaged += [name for name in names if not _intact(root / name, known.get(name))]
+    damaged += [name for name in sorted(names) if not _intact(root / name, known.get(name))]
     damaged += [
         name
         for name, size in large.items()
@@ -72,7 +72,7 @@ def vouch(root: Path, data: "LanceDataset", before: "LanceDataset | None" = None
     ]
     if damaged:
         raise Damaged(
-            f"{root} is damaged ({', '.join(sorted(damaged)[:3])}): run `shielded protect verify "
+            f"{root} is damaged ({', '.join(damaged[:3])}): run `shielded protect verify "
             f"{root}`, then restore the files it names from a copy, or build the set again."
         )
 
@@ -88,10 +88,10 @@ def _files(data: "LanceDataset") -> tuple[set[str], dict[str, int | None]]:
 def _wanted(root: Path, known: dict[str, str], there: set[str]) -> tuple[set[str], int]:
     """The files that some version needs, and the images of the newest."""
     seen = versions(root)
-    names = {manifest(number) for number in seen}
-    if seen and all(_intact(root / name, known.get(name)) for name in names):
+    names = {manifest(n) for n in range(min(seen, default=1), max(seen, default=1) + 1)}
+    if seen and all(_intact(root / name, known.get(name)) for name in map(manifest, seen)):
         try:
-            return tracked(root) | {FILE}, dataset(root, seen[-1]).count_rows()
+            return tracked(root) | names | {FILE}, dataset(root, seen[-1]).count_rows()
         except Damaged:
             pass
     # What the versions need cannot be known: then everything that has a sum.
