@@ -136,6 +136,11 @@ def test_a_copy_in_another_precision_fits_and_another_model_does_not(name, dtype
     assert low["weights"] != full["weights"]
     assert mismatch(full, low) is None
     assert mismatch(low, full) is None
+    assert low["precision"] == str(dtype).removeprefix("torch.") != full["precision"] == "float32"
+    pipe.vae.float()  # as a checkpoint in half precision is loaded by default
+    assert mismatch(low | {"pipeline": "any"}, fingerprint(pipe, side, side)) is None
+    assert fingerprint(pipe, side, side)["weights"] == low["weights"]
+    pipe.vae.to(dtype)
     for weight in pipe.vae.encoder.parameters():  # a fine-tuned encoder
         weight.data *= 1.03
     assert told(full, fingerprint(pipe, side, side)).startswith("weights")

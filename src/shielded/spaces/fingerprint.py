@@ -41,7 +41,8 @@ def fingerprint(pipe: Any, height: int | None = None, width: int | None = None) 
     """What decides which numbers `encode` makes of a picture, as JSON values.
 
     The encoder counts, not the decoder: a model with a finer decoder keeps its set. `weights` is
-    the SHA-256 of the encoder's weights in the precision they are held in, `sample` 64 of them.
+    the SHA-256 of the encoder's weights as float32, `sample` 64 of them, and `precision` the
+    narrowest type that holds those, so that bfloat16 weights kept as float32 stay what they are.
     Raises BadInput where `encode` would.
     """
     height, width = image_size(pipe, height, width)
@@ -65,8 +66,8 @@ def fingerprint(pipe: Any, height: int | None = None, width: int | None = None) 
         "encoder": type(vae).__name__,
         "config": _config(vae),
         "weights": digest,
-        "dtype": str(vae.dtype).removeprefix("torch."),
-        "sample": sample,
+        "precision": _precision(sample),
+        "sample": sample.tolist(),
         "shift": _plain(shift),
         "scaling": _plain(scaling),
         "packing": form.packing,
@@ -83,7 +84,7 @@ def mismatch(a: dict[str, Any], b: dict[str, Any]) -> str | None:
     """
     if not a or not b:
         return None
-    rounded = a.get("dtype") != b.get("dtype")
+    rounded = a.get("precision") != b.get("precision")
     for key, name in FITS.items():
         one, other = a.get(key), b.get(key)
         if one == other:
@@ -134,7 +135,15 @@ def _config(vae: Any) -> str:
     return hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).hexdigest()
 
 
-def _weights(vae: Any) -> tuple[str, list[float]]:
+def _precision(sample: Tensor) -> str:
+    """The narrowest type that holds the numbers (float32) as they are."""
+    for dtype in (torch.bfloat16, torch.float16):
+        if torch.equal(sample.to(dtype).to(torch.float32), sample):
+            return str(dtype).removeprefix("torch.")
+    return "float32"
+
+
+def _weights(vae: Any) -> tuple[str, Tensor]:
     """SHA-256 of an encoder's weights and buffers, and some of them spread evenly over all."""
     digest, found = hashlib.sha256(), []
     state = {k: v for k, v in sorted(vae.state_dict().items()) if not k.startswith(DECODING)}
@@ -146,13 +155,13 @@ def _weights(vae: Any) -> tuple[str, list[float]]:
     total, before = sum(weight.numel() for weight in state.values()), 0
     places = torch.linspace(0, total - 1, SAMPLES, dtype=torch.float64).long()
     for name, weight in state.items():
-        weight = weight.detach().cpu().contiguous()
-        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype} ".encode())
-        digest.update(memoryview(weight.reshape(-1).view(torch.uint8).numpy()))
+        digest.update(f"{name} {tuple(weight.shape)} ".encode())
+        weight = weight.detach().cpu().to(torch.float32).flatten()
+        digest.update(weight.numpy())
         here = places[(places >= before) & (places < before + weight.numel())] - before
-        found.append(weight.flatten()[here].double())
+        found.append(weight[here])
         before += weight.numel()
-    return digest.hexdigest(), torch.cat(found).tolist()
+    return digest.hexdigest(), torch.cat(found)
 
 
 def _latent_channels(vae: Any) -> int:
