@@ -72,6 +72,15 @@ def add(path, seed):
         a.add(latents([f"{seed}-{k}"]), [f"{seed}-{k}"])
 
 
+def churn(path, seed):
+    """Add, remove and erase what was, ten times."""
+    a = ProtectedSet.open(path)
+    for k in range(10):
+        a.add(latents([f"{seed}-{k}"]), [f"{seed}-{k}"])
+        a.remove([f"{seed}-{k}"])
+        a.compact(keep=1)
+
+
 def fill(path, seed):
     """Add more than fits: no file may be larger than a few pages."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))

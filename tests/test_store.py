@@ -14,6 +14,7 @@ pytest.importorskip("lance", reason="needs the extra [protect]")
 
 from shielded.errors import BadInput, Damaged, MissingExtra, NonFinite, ShapeMismatch
 from shielded.shields.store import Entry, ProtectedSet, Report, protected_set
+from shielded.shields.store import names as store_names
 
 SHAPE = (2, 3, 4)
 
@@ -180,6 +181,14 @@ def test_nothing_is_added_where_one_image_is_wrong(ten, wrong, error, words):
         ten.add(**{"latents": latents(2, 1), "ids": ["new 1", "new 2"], **wrong})
     assert (ten.version, len(ten)) == (2, 10)
     assert ProtectedSet.open(ten.path).version == 2
+
+
+def test_ids_are_found_even_where_all_their_hashes_agree(ten, monkeypatch):
+    monkeypatch.setattr(store_names, "_hashes", lambda ids: np.zeros(len(ids), np.int64))
+    b = ProtectedSet.open(ten.path)
+    assert b.has(["image 3", "image 10", "image 8"]) == {"image 3", "image 8"}
+    b.remove(["image 3"])
+    assert ids_of(b) == [name for name in names(10) if name != "image 3"]
 
 
 def test_a_change_of_nothing_makes_no_version(ten):

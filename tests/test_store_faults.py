@@ -389,13 +389,26 @@ def test_a_reader_goes_on_while_others_change_the_set(base, worker):
     assert len([first, *half]) == len(reader.parts()[0].rows)
     assert set(ids_of(reader)) == BEFORE
     assert len(ids_of(pinned)) == 4
-    worker.order(work="add", path=str(base.path), seed=7, beside=True)
-    until = time.time() + 20
-    while len(reader) < len(BEFORE) - 1 + 10 and time.time() < until:
+    assert reader.refresh()
+    assert set(ids_of(reader)) == BEFORE - {"0-0"}
+
+
+def test_to_open_refresh_and_verify_while_versions_come_and_go(base, worker):
+    reader, seen = ProtectedSet.open(base.path), set()
+    worker.order(work="churn", path=str(base.path), seed=7, beside=True)
+    last, until = base.version + 3 + 9 * 2, time.time() + 60  # only the first compact merges
+    while reader.version < last and time.time() < until:
         reader.refresh()
-        assert len(ids_of(reader)) == len(reader) == sum(len(p.rows) for p in reader.parts())
+        seen.add(reader.version)
+        assert len(reader) - len(BEFORE) in (0, 1)
+        assert len(ProtectedSet.open(base.path)) - len(BEFORE) in (0, 1)
+        report = verify(base.path)
+        assert report.sound, report
+        assert report.images - len(BEFORE) in (0, 1)
+    assert len(seen) > 5
+    assert reader.version == last
     assert worker.until("end")[-1][2] is None
-    assert len(reader) == len(BEFORE) - 1 + 10
+    whole(base.path, BEFORE)
 
 
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write anywhere")

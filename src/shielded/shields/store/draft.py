@@ -105,7 +105,7 @@ def clean(root: Path, keep: int | None) -> None:
     """Erase all but the newest `keep` versions (None: none of them), and every loose file."""
     numbers = versions(root)
     kept = numbers if keep is None else numbers[-keep:]
-    wanted = tracked(root, since=kept[0]) | {FILE}
+    wanted = tracked(root, kept[0], kept[-1]) | {FILE}
     known, _ = sums.read(root)
     if not wanted <= known.keys():
         raise Damaged(
@@ -124,6 +124,9 @@ def clean(root: Path, keep: int | None) -> None:
 
 def files(root: Path) -> list[str]:
     """The files of a set that a version may refer to, relative to its folder, sorted."""
-    aside = {root / "lock", root / "screen"}
-    found = (p for top in root.iterdir() if top not in aside for p in (top, *top.rglob("*")))
-    return sorted(p.relative_to(root).as_posix() for p in found if p.is_file())
+    found = [
+        Path(folder, name).relative_to(root).as_posix()
+        for folder, _, names in os.walk(root)  # which forgives a folder that is just removed
+        for name in names
+    ]
+    return sorted(name for name in found if name != "lock" and not name.startswith("screen/"))

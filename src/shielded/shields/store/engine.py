@@ -49,50 +49,44 @@ def dataset(root: Path, version: int, like: "LanceDataset | None" = None) -> "La
         return engine().dataset(root / DATA, version=version, session=session)
 
 
-def tracked(root: Path, since: int = 0) -> set[str]:
-    """Every file that a version from `since` on refers to, relative to the set's folder."""
+def tracked(root: Path, first: int, last: int) -> set[str]:
+    """Every file that versions `first` to `last` refer to, relative to the set's folder."""
     with sound(root):
         data = engine().dataset(root / DATA)
-        paths = data.tracked_files(min_version=since).read_all()["path"].to_pylist()
-    return {f"{DATA}/{path}" for path in paths}
+        found = data.tracked_files(min_version=first).read_all().select(["version", "path"])
+    return {f"{DATA}/{row['path']}" for row in found.to_pylist() if row["version"] <= last}
 
 
 @contextmanager
 def sound(root: Path) -> Iterator[None]:
     """Turn whatever Lance raises while it reads into Damaged."""
-    with _translated(
-        Damaged,
-        f"{root} cannot be read ({{}}): run `shielded protect verify {root}`, then restore the "
-        "files it names from a copy, or build the set again.",
-    ):
+    remedy = (
+        f"run `shielded protect verify {root}`, then restore the files it names from a copy, or "
+        "build the set again."
+    )
+    with _translated(Damaged, f"{root} cannot be read", remedy):
         yield
 
 
 @contextmanager
 def stored(root: Path) -> Iterator[None]:
     """Turn whatever fails while a change is written into NotStored."""
-    with _translated(
-        NotStored,
-        f"{root} could not be changed ({{}}): see that its disk has room and may be written, "
-        "then try again.",
-    ):
+    remedy = "see that its disk has room and may be written, then try again."
+    with _translated(NotStored, f"{root} could not be changed", remedy):
         yield
 
 
 @contextmanager
-def _translated(kind: type[ShieldedError], sentence: str) -> Iterator[None]:
+def _translated(kind: type[ShieldedError], what: str, remedy: str) -> Iterator[None]:
     try:
         yield
     except ShieldedError:
         raise
-    except (OSError, ValueError, RuntimeError) as error:
-        raise kind(sentence.format(_reason(error))) from error
     except BaseException as error:
-        if type(error).__name__ != "PanicException":  # a failed assertion inside Lance
+        # Lance raises a PanicException, which is no Exception, where its own checks fail.
+        expected = isinstance(error, (OSError, ValueError, RuntimeError))
+        if not expected and type(error).__name__ != "PanicException":
             raise
-        raise kind(sentence.format(_reason(error))) from error
-
-
-def _reason(error: BaseException) -> str:
-    """The first line of an error, without the places in Lance's source that raised it."""
-    return (str(error).splitlines() or [type(error).__name__])[0].split(", /")[0].rstrip(". ")
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = reason.split(", /")[0].rstrip(". ")  # without the places in Lance's source
+        raise kind(f"{what} ({reason}): {remedy}") from error

@@ -109,7 +109,7 @@ class ProtectedSet(Reader):
         if self._pinned or newest == self.version:
             return False
         # An older one means that the folder was restored from a copy: trust nothing seen before.
-        self._use(load(self.path, newest, self._data if newest > self.version else None))
+        self._use(load(self.path, None, self._data if newest > self.version else None))
         return True
 
     def add(

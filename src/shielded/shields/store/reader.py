@@ -202,15 +202,22 @@ class Reader:
 
 
 def load(root: Path, version: int | None, like: "LanceDataset | None" = None) -> "LanceDataset":
-    """A version of the rows (None: the newest), once everything small has been checked."""
-    seen = versions(root)
-    if version is None:
-        version = max(seen, default=1)
-    elif version not in seen:
-        raise BadInput(f"{root} has no version {version}: it has {', '.join(map(str, seen))}.")
-    data = dataset(root, version, like)
-    vouch(root, data, before=like)
-    return data
+    """A version of the rows (None: the newest), once everything small has been checked.
+
+    What `like` has is not checked again, and its caches are shared.
+    """
+    while True:
+        seen = versions(root)
+        if version is not None and version not in seen:
+            raise BadInput(f"{root} has no version {version}: it has {', '.join(map(str, seen))}.")
+        number = max(seen, default=1) if version is None else version
+        try:
+            data = dataset(root, number, like)
+            vouch(root, data, before=like)
+            return data
+        except Damaged:
+            if number in versions(root) or not seen:
+                raise  # else a `compact` has erased this version meanwhile
 
 
 def _file(part: "LanceFragment") -> str:

@@ -40,17 +40,20 @@ def verify(path: str | Path) -> Report:
     root = Path(path)
     if not (root / DATA).is_dir():
         raise BadInput(f"there is no protected set at {root}: give the folder of one.")
-    there = set(files(root))
+    while True:
+        there, seen = set(files(root)), versions(root)
+        report = _compare(root, there, seen)
+        if set(seen) <= set(versions(root)):
+            return report  # else a `compact` has erased some of them meanwhile
+
+
+def _compare(root: Path, there: set[str], seen: list[int]) -> Report:
+    """The report on the versions `seen`, whose sums were there before they could be seen."""
     known, damaged = sums.read(root)
-    wanted, images = _wanted(root, known, there)
+    wanted, images = _wanted(root, known, there, seen)
     missing = sorted(name for name in wanted if not (root / name).exists())
-    for name in sorted(wanted.difference(missing)):
-        if not _intact(root / name, known.get(name)):
-            damaged.append(name)
-    if damaged or missing:  # a `compact` meanwhile may have erased old versions
-        still = _wanted(root, known, there)[0]
-        missing = [name for name in missing if name in still]
-        damaged = [name for name in damaged if name in still or (root / name).exists()]
+    sought = sorted(wanted.difference(missing))
+    damaged += [name for name in sought if not _intact(root / name, known.get(name))]
     loose = [name for name in there - wanted if not _lists(root, name, wanted)]
     return Report(images, len(wanted), sorted(damaged), missing, sorted(loose))
 
@@ -85,13 +88,15 @@ def _files(data: "LanceDataset") -> tuple[set[str], dict[str, int | None]]:
     return small, {f"{DATA}/data/{file.path}": file.file_size_bytes for file in large}
 
 
-def _wanted(root: Path, known: dict[str, str], there: set[str]) -> tuple[set[str], int]:
+def _wanted(
+    root: Path, known: dict[str, str], there: set[str], seen: list[int]
+) -> tuple[set[str], int]:
     """The files that some version needs, and the images of the newest."""
-    seen = versions(root)
     names = {manifest(n) for n in range(min(seen, default=1), max(seen, default=1) + 1)}
     if seen and all(_intact(root / name, known.get(name)) for name in map(manifest, seen)):
         try:
-            return tracked(root) | names | {FILE}, dataset(root, seen[-1]).count_rows()
+            needed = tracked(root, seen[0], seen[-1])
+            return needed | names | {FILE}, dataset(root, seen[-1]).count_rows()
         except Damaged:
             pass
     # What the versions need cannot be known: then everything that has a sum.
@@ -114,7 +119,9 @@ def _intact(path: Path, value: str | None) -> bool:
 
 def _lists(root: Path, name: str, wanted: set[str]) -> bool:
     """Whether a file holds sums of files that are needed, or did before it was damaged."""
-    if not name.startswith(f"{sums.FOLDER}/"):
+    try:
+        text = (root / name).read_bytes() if name.startswith(f"{sums.FOLDER}/") else b""
+    except FileNotFoundError:
         return False
-    lines = (root / name).read_bytes().decode(errors="replace").splitlines()
+    lines = text.decode(errors="replace").splitlines()
     return any(line.partition("  ")[2] in wanted for line in lines)
