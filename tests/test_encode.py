@@ -362,6 +362,9 @@ def test_what_cannot_be_encoded_is_named() -> None:
     assert format_of(flux)[0].name == "flux"
     with pytest.raises(BadInput, match="18 x 16: give multiples of 4"):
         encode(flux, pictures(1, 16), 18, 16)
+    kandinsky = FAMILIES["kandinsky_decoder"]().pipe
+    with pytest.raises(BadInput, match="16 x 18: give multiples of 4"):
+        encode(kandinsky, pictures(1, 16), 16, 18)
     nameless = Pixel()
     del nameless.default_sample_size
     with pytest.raises(BadInput, match="height and width"):

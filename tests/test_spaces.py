@@ -21,7 +21,7 @@ def test_pixel_pipelines_are_told_from_latent_ones(name):
 def test_pixels_are_measured_as_the_user_gets_them():
     x = torch.linspace(-1.5, 1.5, 3 * 16 * 16).reshape(1, 3, 16, 16)
     images: Any = diffusers.image_processor.VaeImageProcessor().postprocess(x, output_type="pil")
-    expected = torch.from_numpy(np.asarray(images[0])).permute(2, 0, 1)[None].double() / 127.5 - 1
+    expected = torch.from_numpy(np.array(images[0])).permute(2, 0, 1)[None].double() / 127.5 - 1
     assert torch.equal(Pixels().measure(x), expected)
     again = Pixels().measure(Pixels().measure(x).float())
     assert torch.equal(again, expected), "an image on the grid stays where it is"

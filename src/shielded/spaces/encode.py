@@ -63,7 +63,11 @@ def image_size(pipe: Any, height: int | None = None, width: int | None = None) -
     unit = 1
     if not isinstance(space_of(pipe), Pixels):
         form, vae = format_of(pipe)
-        unit = side_factor(pipe, vae) * (2 if form.packing == "2 x 2 tokens" else 1)
+        unit = side_factor(pipe, vae)
+        if form.packing == "2 x 2 tokens":
+            unit *= 2
+        elif form.name == "kandinsky":  # its pipelines round latents up to multiples of the factor
+            unit *= unit
     if height < 1 or width < 1 or height % unit or width % unit:
         raise BadInput(
             f"{type(pipe).__name__} makes no images of {height} x {width}: give multiples of "
