@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-BLOCK, NUMBERS = 4096, 2**24  # images of the set at a time, and numbers in them
-POINTS = 2048  # points at a time
+BLOCK, NUMBERS = 2048, 2**23  # images of the set at a time, and numbers in them at most
+POINTS = 1024  # points at a time
 PAIRS = 512  # distances measured at a time
 CROWD, SIFTED = 32, 256  # points with so many candidates are sifted in float64, some at a time
 
@@ -31,7 +31,7 @@ class Nearest:
     def __post_init__(self) -> None:
         count = len(self.x)
         self.x = self.x.to(torch.float32)
-        self.xx = self.x.double().square().sum(1)
+        self.xx = _squares(self.x)
         self.square = torch.full((count,), inf, dtype=torch.float64)
         self.weight = torch.ones(count, dtype=torch.float64)
         self.row = np.zeros(count, np.uint64)
@@ -43,7 +43,7 @@ class Nearest:
         u = 2^-24, which is granted twice; what is left is measured in float64.
         """
         z = z.to(torch.float32)
-        zz, w = z.double().square().sum(1), weight.float()
+        zz, w = _squares(z), weight.float()
         u = 2.0**-24 if torch.get_float32_matmul_precision() == "highest" else 2.0**-8
         slack = 2 * u * (z.shape[1] + 2)
         for start in range(0, len(self.x), POINTS):
@@ -80,6 +80,11 @@ class Nearest:
         at = point[best]
         self.square[at], self.weight[at] = square[best], weight[best]
         self.row[at.numpy()] = row[best.numpy()]
+
+
+def _squares(x: Tensor) -> Tensor:
+    """Squared lengths (N,) in float64."""
+    return torch.linalg.vector_norm(x, dim=1, dtype=torch.float64).square()
 
 
 def nearest(
