@@ -49,7 +49,7 @@ class Protected:
 
         if not self.set.fingerprint:
             return  # made from latents by someone who knows: their shape is still checked
-        size = self.set.fingerprint.get("image_size") or (None, None)
+        size = self.set.fingerprint.get("size") or (None, None)
         other = mismatch(self.set.fingerprint, fingerprint(pipe, *size))
         if other is not None:
             raise ShapeMismatch(
