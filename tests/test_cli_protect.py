@@ -27,6 +27,7 @@ from shielded.cli.app import app
 from shielded.cli.load import find_pipe
 from shielded.cli.look import from_latent
 from shielded.cli.nearest import Nearest, nearest
+from shielded.cli.sample import batches, sample, to_images
 from shielded.report.check_sheet import Match, check_sheet
 from shielded.report.sheet import CELL, MARGIN, ORANGE
 from shielded.shields.store import ProtectedSet
@@ -410,33 +411,26 @@ def test_latents_decode_to_pictures_as_the_pipeline_does_it(name):
 
 
 def test_a_set_keeps_generate_away_and_is_named_in_its_report(tmp_path, made, rgb):
-    generate = [
-        "generate",
-        "a dog",
-        "-n",
-        2,
-        "--model",
-        rgb,
-        "--steps",
-        2,
-        "--radius",
-        0,
-        "--no-plain",
-    ]
-    shielded(*generate, "--out", tmp_path / "before")
-    shielded("protect", "add", made, tmp_path / "before/shielded/001-seed1.png", "--radius", 9)
-    shielded(*generate, "--protect", made, "--out", tmp_path / "after")
-    run = json.loads((tmp_path / "after/run.json").read_text())
+    (batch,) = batches(("a dog",), 2, 0, 2)
+    plain = sample(find_pipe(str(rgb), torch.float32), batch, {"num_inference_steps": 2})
+    for k, image in enumerate(to_images(plain)):
+        (tmp_path / "plain").mkdir(exist_ok=True)
+        image.save(tmp_path / f"plain/seed{k}.png")
+    shielded("protect", "add", made, tmp_path / "plain/seed1.png", "--radius", 9)
+    found = told("check", tmp_path / "plain", "--against", made, "--out", tmp_path / "o", code=3)
+    assert found["summary"]["inside"] == 1
+    out = tmp_path / "out"
+    shielded(
+        "generate", "a dog", "-n", 2, "--model", rgb, "--steps", 2, "--radius", 0, "--no-plain",
+        "--protect", made, "--out", out,
+    )  # fmt: skip
+    run = json.loads((out / "run.json").read_text())
     assert run["settings"]["protected"] == {"set": str(made), "version": 3, "images": 6}
     certificate = run["images"][1]["certificate"]
-    assert (certificate["source"], certificate["nearest"]) == ("protected", "001-seed1.png")
+    assert (certificate["source"], certificate["nearest"]) == ("protected", "seed1.png")
     assert certificate["intervened"]
-    assert "one of the 6 protected images" in (tmp_path / "after/report.html").read_text()
-    told("check", tmp_path / "after/shielded", "--against", made, "--out", tmp_path / "o")
-    found = told(
-        "check", tmp_path / "before/shielded", "--against", made, "--out", tmp_path / "o", code=3
-    )
-    assert found["summary"]["inside"] == 1
+    assert "one of the 6 protected images" in (out / "report.html").read_text()
+    assert told("check", out / "shielded", "--against", made, "--out", tmp_path / "o")
 
 
 # The search
