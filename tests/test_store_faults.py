@@ -24,7 +24,7 @@ pytest.importorskip("lance", reason="needs the extra [protect]")
 import lance
 
 from shielded.errors import BadInput, Busy, Damaged, NotStored
-from shielded.shields.store import ProtectedSet, Report, draft, verify
+from shielded.shields.store import ProtectedSet, Report, draft, reader, verify
 from shielded.shields.store.engine import manifest
 from store_worker import SHAPE, latents
 
@@ -377,38 +377,59 @@ def test_a_writer_that_waits_too_long_says_so(base, monkeypatch):
 
 
 def test_a_reader_goes_on_while_others_change_the_set(base, worker):
-    reader, pinned = ProtectedSet.open(base.path), ProtectedSet.open(base.path, 2)
-    rows = np.concatenate([part.rows for part in reader.parts()])
-    was = reader.take(rows)
-    half = reader.read(reader.parts()[0], batch=1)
+    late, pinned = ProtectedSet.open(base.path), ProtectedSet.open(base.path, 2)
+    rows = np.concatenate([part.rows for part in late.parts()])
+    was = late.take(rows)
+    half = late.read(late.parts()[0], batch=1)
     first = next(half)
     base.compact()
     base.remove(["0-0"])
     base.compact()
-    assert np.array_equal(reader.take(rows), was)
-    assert len([first, *half]) == len(reader.parts()[0].rows)
-    assert set(ids_of(reader)) == BEFORE
+    assert np.array_equal(late.take(rows), was)
+    assert len([first, *half]) == len(late.parts()[0].rows)
+    assert set(ids_of(late)) == BEFORE
     assert len(ids_of(pinned)) == 4
-    assert reader.refresh()
-    assert set(ids_of(reader)) == BEFORE - {"0-0"}
+    assert late.refresh()
+    assert set(ids_of(late)) == BEFORE - {"0-0"}
 
 
 def test_to_open_refresh_and_verify_while_versions_come_and_go(base, worker):
-    reader, seen = ProtectedSet.open(base.path), set()
+    late, seen = ProtectedSet.open(base.path), set()
     worker.order(work="churn", path=str(base.path), seed=7, beside=True)
     last, until = base.version + 3 + 9 * 2, time.time() + 60  # only the first compact merges
-    while reader.version < last and time.time() < until:
-        reader.refresh()
-        seen.add(reader.version)
-        assert len(reader) - len(BEFORE) in (0, 1)
+    while late.version < last and time.time() < until:
+        late.refresh()
+        seen.add(late.version)
+        assert len(late) - len(BEFORE) in (0, 1)
         assert len(ProtectedSet.open(base.path)) - len(BEFORE) in (0, 1)
         report = verify(base.path)
         assert report.sound, report
         assert report.images - len(BEFORE) in (0, 1)
     assert len(seen) > 5
-    assert reader.version == last
+    assert late.version == last
     assert worker.until("end")[-1][2] is None
     whole(base.path, BEFORE)
+
+
+@pytest.mark.parametrize("how", ["open", "refresh"])
+def test_a_version_erased_while_it_is_opened_makes_room_for_the_newest(base, monkeypatch, how):
+    late, load = ProtectedSet.open(base.path), reader.dataset
+    base.remove(["0-0"])
+    meanwhile = [lambda: base.compact(keep=1)]
+
+    def slow(*args):
+        if meanwhile:
+            meanwhile.pop()()
+        return load(*args)
+
+    monkeypatch.setattr(reader, "dataset", slow)
+    if how == "open":
+        late = ProtectedSet.open(base.path)
+    else:
+        assert late.refresh()
+    assert not meanwhile
+    assert late.version == base.version
+    assert set(ids_of(late)) == BEFORE - {"0-0"}
 
 
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write anywhere")
