@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from shielded.bench import overhead, overlap, sprites, takedown
+from shielded.bench import overhead, overlap, scale, sprites, takedown
 from shielded.bench.sample import draw
 from shielded.metrics import Pixels, ResNet56, precision_recall, vendi
 from shielded.models import load
@@ -119,3 +119,28 @@ def test_the_clocks_leave_the_scheduler_as_it_was():
     assert torch.equal(latents, plain)
     assert len(run.certificates) == 2
     assert watched.whole.seconds > watched.bare.seconds > 0
+
+
+def test_scale_smoke():
+    """Exact searches find every hit that brute force finds; the screen is one of them."""
+    pytest.importorskip("lance")
+    pytest.importorskip("faiss")
+    table = scale.run(smoke=True)
+    assert [row["search"] for row in table.rows] == [*scale.METHODS]
+    assert all(row["hits"] > 100 for row in table.rows)
+    exact = [row for row in table.rows if row["search"] in ("brute force", "panorama", "screen")]
+    assert [row["recall"] for row in exact] == ["1.0000"] * 3
+    assert scale.apart(scale.peak)() < 4 * 2**30
+
+
+def test_trajectories_of_an_ideal_denoiser_end_at_their_images(tmp_path):
+    pytest.importorskip("lance")
+    store = scale.grow(tmp_path / "set", 64, lambda text: None)
+    radius = scale.near_radius(store)
+    path = list(scale.trajectory(store, radius, 0))
+    z = torch.from_numpy(np.concatenate([x for p in store.parts() for _, x in store.read(p)]))
+    first, last = (torch.cdist(path[k], z.double()).amin(1) / radius for k in (0, -1))
+    assert torch.allclose(last[:4], torch.full((4,), 0.8, dtype=torch.float64), atol=0.02)
+    assert bool((last[4:] > 1.2).all())
+    assert bool((first > 1).all())
+    assert scale.fields(50, 3).var() == pytest.approx(1, rel=0.05)

@@ -108,8 +108,12 @@ def test_the_bound_is_a_bound(seed, d, kind):
     gap = torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
     blur = basis.blur(a)[:, None] + basis.blur(b)
     assert bool((gap - blur <= distances(x, z)).all())
+    quick, off = basis.query(x)
+    assert bool(((quick - a).norm(dim=1) <= off).all())
     core, lost = rounded(b, torch.bfloat16)
-    low = Sketch(core, lost).bounds(a, basis.blur(a), lost + basis.blur(b))
+    low = Sketch(core, lost + basis.blur(b)).bounds(a, basis.blur(a))
+    assert bool((low.double() <= distances(x, z)).all())
+    low = Sketch(core, lost + basis.blur(b)).bounds(quick, off)
     assert bool((low.double() <= distances(x, z)).all())
 
 

@@ -69,14 +69,22 @@ def land(
     at = at.flatten(1).clone()
     length = torch.zeros(len(at), dtype=torch.float64)
     field = shields.field(at, groups, radius)
-    if move and bool((_inside(at, field) & field.allowed).any()):
-        sample = sample.clone()
+    inside = _inside(at, field) & field.allowed & (field.r > 0)
+    if move and bool(inside.any()):
+        sample, members = sample.clone(), field.members
         for b in range(len(at)):
+            if not bool((inside[b] & (members < b)).any()):
+                continue
             landed = _landed(b, sample, at, shields, groups, radius, space, spare)
-            if landed is not None:
-                sample[b : b + 1] = landed
-                before, at[b] = at[b].clone(), space.measure(landed).flatten()
-                length[b] = (at[b] - before).norm()
+            if landed is None:
+                continue
+            sample[b : b + 1] = landed
+            before, at[b] = at[b].clone(), space.measure(landed).flatten()
+            length[b] = (at[b] - before).norm()
+            own = members == b  # those that come after it keep away from where it is now
+            limit = (field.r[own] * (1 - TOLERANCE)).square()
+            close = squared_distances(at, at[b : b + 1]) < limit
+            inside[:, own] = close & field.allowed[:, own]
     field = shields.closest(at, groups, radius)
     return Landing(sample, at.reshape(shape), length, _nearest(at, field))
 

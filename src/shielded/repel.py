@@ -26,7 +26,7 @@ LINES = 64  # directions of that search, besides those away from each reference
 
 @dataclass(frozen=True, slots=True)
 class Gram:
-    """Inner products of x and z about a common origin, from which all distances follow."""
+    """Inner products of x and z about a common origin, from which all moves follow."""
 
     x: Tensor  # (B, D), centred
     z: Tensor  # (M, D), centred
@@ -45,12 +45,6 @@ class Gram:
         xz = zz if x is z else images @ centred.T
         return cls(images, centred, origin, images.square().sum(1), xz, zz)
 
-    def distances(self) -> Tensor:
-        """|x_b - z_m|^2 (B, M); what is not well above its own rounding error is 0."""
-        norms = self.xx[:, None] + self.zz.diagonal()
-        d2 = norms - 2 * self.xz
-        return torch.where(d2 > 1e-13 * norms, d2, 0.0)
-
     def rows(self, rows: Tensor) -> Gram:
         """The same for some of the images."""
         if len(rows) == len(self.x):
@@ -64,7 +58,13 @@ def squared_distances(x: Tensor, z: Tensor) -> Tensor:
     In float64 the error is about 1e-15 (|x|^2 + |z|^2), far below any radius in use; what is not
     well above it counts as 0.
     """
-    return Gram.of(x, z).distances()
+    origin = z.mean(0) if len(z) else x.new_zeros(x.shape[1])
+    centred = z - origin
+    images = centred if x is z else x - origin
+    zz = vector_norm(centred, dim=1).square_()
+    norms = (zz if x is z else vector_norm(images, dim=1).square_())[:, None] + zz
+    d2 = torch.addmm(norms, images, centred.T, alpha=-2)
+    return torch.where(d2 > 1e-13 * norms, d2, 0.0)
 
 
 def repel_sum(x: Tensor, z: Tensor, r: Tensor, allowed: Tensor) -> Tensor:
@@ -87,12 +87,11 @@ def project(
     to `escape`. An image that is inside no shield comes back unchanged. `spare` gives directions
     (B, D) and is asked only where an image lies on its references.
     """
-    gram = Gram.of(x, z)
-    near = allowed & (gram.distances() < r2)
+    near = allowed & (squared_distances(x, z) < r2)
     rows = near.any(1).nonzero()[:, 0]
     if not len(rows):
         return x, near
-    y = x.clone()
+    gram, y = Gram.of(x, z), x.clone()
     for _ in range(ROUNDS):
         out, d2 = outside_hull(gram.rows(rows), r2, near[rows], lambda rows=rows: spare()[rows])
         y[rows] = out

@@ -18,6 +18,7 @@ class Name(enum.StrEnum):
     takedown = "takedown"
     overlap = "overlap"
     overhead = "overhead"
+    scale = "scale"
 
 
 def bench(
@@ -47,7 +48,8 @@ def bench(
         from shielded.cli.load import quiet
 
         quiet()
-        rows = {"keep": lambda table: table.write(out)} if name is Name.sprites else {}
+        long = name in (Name.sprites, Name.scale)  # each row is kept as soon as it is there
+        rows = {"keep": lambda table: table.write(out)} if long else {}
         table = import_module(f"shielded.bench.{name.value}").run(
             smoke=smoke, progress=_say, **asked, **rows
         )

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The screen: exact search in a set that is not in memory, cheap along a sampling trajectory.
 
-Three sieves, none of which can lose a reference: the sketch of all rows (sketch.py) leaves a few
-candidates; a list of them stays valid while no query has moved further than a skin, as the
-neighbour lists of molecular dynamics do (Verlet, 1967); and what the list leaves is fetched and
-measured in float64.
+Three sieves, none of which can lose a reference: the sketch (sketch.py) says how far each is at
+least; the nearest by that count make a list, which stays valid until some query has moved as far
+as the first that was left out (a skin, as the neighbour lists of molecular dynamics have: Verlet,
+1967); and what the list leaves is fetched and measured in float64.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from shielded.repel import squared_distances
-from shielded.shields.sketch import Basis, Sketch
+from shielded.shields.sketch import Basis, Sketch, up
 
 __all__ = ["Found", "Screen"]
 
-LONG = 2048  # candidates that a list may hold before its skin is made thinner
-PAIRS = 1 << 20  # pairs of one scan beyond which it is made again without any skin
+SHORT, LONG = 256, 16384  # candidates that a list may hold, the shields that are entered aside
+LASTS = (3, 12)  # calls: a list that lasts for fewer is made longer, for more shorter
+FEW = 16  # candidates that are measured at once
 HOT = 1 << 26  # bytes of points kept in memory after they were fetched
-STEPS = 4.0  # how many steps a skin lasts at the present speed
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,20 +36,32 @@ class Found:
     z: Tensor
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class List:
-    """Candidates of queries that were at x, good while they stay within `spare` (B,) of it."""
+    """Candidates for queries that were at x (B, D): all there are, until one has moved by `spare`.
+
+    Ordered by `margin` (U,), how far a query has to move at least to enter each shield. core
+    (U, m + 1) are their sketches about `middle`, square (U,) the squared norms, wide (U,) radii
+    with what was lost; float64.
+    """
 
     x: Tensor
-    spare: Tensor
-    row: Tensor  # (U,)
-    core: Tensor  # (U, m + 1) float64
-    wide: Tensor  # (U,) float64
+    spare: float
+    row: Tensor
+    margin: Tensor
+    middle: Tensor
+    core: Tensor
+    square: Tensor
+    wide: Tensor
+    calls: int = 0
 
-    @property
-    def slack(self) -> float:
-        """What float64 may lose in a squared distance of two sketches."""
-        return 1e-13 * float(self.core.square().sum(1).amax()) if len(self.core) else 0.0
+    def maybe(self, count: int, a: Tensor, blur: Tensor, reach: float) -> Tensor:
+        """Those of the first rows whose bound does not rule them out for queries' sketches a."""
+        a, first = a - self.middle, slice(count)
+        norms = a.square().sum(1)[:, None] + self.square[first]
+        d2 = norms - 2 * (a @ self.core[first].T)
+        bound = (d2 - 1e-13 * norms).clamp(min=0).sqrt() * (1 - 1e-9)
+        return self.row[first][(bound - blur[:, None] <= self.wide[first] + reach).any(0)]
 
 
 class Screen:
@@ -68,21 +80,21 @@ class Screen:
         fetch: Callable[[Tensor], Tensor],
     ):
         self.basis, self.radius, self.lost, self.fetch = basis, radius, lost, fetch
-        self.sketch = Sketch(core, radius + lost)
+        self.sketch = Sketch(core, lost)
         self._list: List | None = None
-        self._last: Tensor | None = None
-        self._steps = STEPS
+        self._length = SHORT
         self._hot: OrderedDict[int, Tensor] = OrderedDict()
         self.scans = 0  # how often all sketches were read
 
     def near(self, x: Tensor, reach: float = 0.0) -> Found:
         """All references within radius + reach of any x (B, D), float64."""
-        a = self.basis(x)
-        blur = self.basis.blur(a)
-        listed = self._listed(x, a, blur, reach)
-        bound = (squared_distances(a, listed.core) - listed.slack).clamp(min=0).sqrt()
-        maybe = bound - blur[:, None] <= listed.wide + reach
-        row = listed.row[maybe.any(0)]
+        listed, moved = self._listed(x, reach)
+        far = x.new_full((1,), (moved + reach) * (1 + 1e-9), dtype=torch.float32)
+        count = int(torch.searchsorted(listed.margin, up(far), right=True))
+        if count <= FEW:  # looking at them costs no more than their sketches
+            row = listed.row[:count]
+        else:
+            row = listed.maybe(count, *self.basis.query(x), reach)
         z = self._points(row)
         limit = (self.radius[row] + reach) * (1 + 1e-9)
         inside = (squared_distances(x, z).sqrt() <= limit).any(0)
@@ -96,8 +108,7 @@ class Screen:
         """
         if not len(self.radius):
             return Found(x.new_zeros(0, dtype=torch.long), x[:0])
-        a = self.basis(x)
-        bound = _share(self.sketch.bounds(a, self.basis.blur(a), self.lost), self.radius)
+        bound = _share(self.sketch.bounds(*self.basis.query(x)), self.radius)
         row = torch.stack([self._best(x[b : b + 1], bound[b]) for b in range(len(x))])
         row = row.unique()
         return Found(row, self._points(row))
@@ -120,49 +131,38 @@ class Screen:
             done, count = count, 4 * count
         return at
 
-    def _listed(self, x: Tensor, a: Tensor, blur: Tensor, reach: float) -> List:
-        """The list of candidates, made anew where a query has left its skin."""
+    def _listed(self, x: Tensor, reach: float) -> tuple[List, float]:
+        """The list of candidates, made anew where a query has left its skin, and the movement."""
         old = self._list
         if old is not None and old.x.shape == x.shape:
-            moved = vector_norm(x - old.x, dim=1)
-            if bool((moved + reach <= old.spare).all()):
-                return old
-        skin = self._skin(x)
-        row = self._scan(a, blur, reach + skin, PAIRS)
-        if row is None:
-            skin = torch.zeros_like(skin)
-            row = self._scan(a, blur, reach + skin, None)
-        assert row is not None
-        if len(row) > LONG:
-            self._steps = max(self._steps / 2, 0.25)
-        elif len(row) < LONG / 4:
-            self._steps = min(self._steps * 1.5, 64.0)
-        core = self.sketch.core[row].to(torch.float64)
-        # The skin is a hair thinner than what was scanned: `moved` is a floating-point number.
-        spare = (reach + skin) * (1 - 1e-9)
-        self._list = List(x, spare, row, core, self.sketch.wide[row].to(torch.float64))
-        return self._list
-
-    def _skin(self, x: Tensor) -> Tensor:
-        """(B,) how far each query may go before the next scan, from how far it went last."""
-        if self._last is None or self._last.shape != x.shape:
-            self._speed = torch.zeros_like(x[:, 0])
-        elif not torch.equal(x, self._last):
-            self._speed = vector_norm(x - self._last, dim=1)
-        self._last = x
-        widest = float(self.radius.max()) if len(self.radius) else 0.0
-        return (self._steps * self._speed).clamp(max=widest)
-
-    def _scan(self, a: Tensor, blur: Tensor, reach: Tensor, most: int | None) -> Tensor | None:
-        """All rows whose bound is within reach of any query; None if there are too many."""
+            moved = float(vector_norm(x - old.x, dim=1).max())
+            if (moved + reach) * (1 + 1e-9) < old.spare:
+                old.calls += 1
+                return old, moved
+            if old.calls < LASTS[0]:
+                self._length = min(2 * self._length, LONG)
+            elif old.calls > LASTS[1]:
+                self._length = max(self._length // 2, SHORT)
         self.scans += 1
-        rows, pairs = [torch.zeros(0, dtype=torch.long, device=a.device)], 0
-        for _, row in self.sketch.within(a, reach + blur):
-            rows.append(row.unique())
-            pairs += len(row)
-            if most is not None and pairs > most:
-                return None
-        return torch.cat(rows).unique()
+        margin = self.sketch.margins(*self.basis.query(x), self.radius)
+        margin, row, spare = self._nearest(margin, reach)
+        core = self.sketch.core[row].to(torch.float64)
+        middle = core.mean(0) if len(row) else core.new_zeros(core.shape[1])
+        core = core - middle
+        wide = (self.radius + self.lost)[row]
+        self._list = List(x, spare, row, margin, middle, core, core.square().sum(1), wide)
+        return self._list, 0.0
+
+    def _nearest(self, margin: Tensor, reach: float) -> tuple[Tensor, Tensor, float]:
+        """The smallest margins, ascending, all within reach among them; their rows; the next."""
+        if self._length >= len(margin):
+            return *margin.sort(), torch.inf
+        value, row = margin.topk(self._length + 1, largest=False)
+        if float(value[-1]) > reach:
+            return value[:-1], row[:-1], float(value[-1])
+        near = (margin <= reach).nonzero()[:, 0]  # crowded: no skin, good for x alone
+        value, order = margin[near].sort()
+        return value, near[order], reach
 
     def _points(self, row: Tensor) -> Tensor:
         """The points (M, D) of rows, float64: from memory where they were used lately."""

@@ -72,8 +72,23 @@ class Basis:
 
     def blur(self, a: Tensor) -> Tensor:
         """(N,) how far float64 may have moved the sketches a: D roundings of |z - mu| and |mu|."""
-        sure = 2.0**-51 * (len(self.mean) + 8)
-        return sure * (vector_norm(a, dim=1) + vector_norm(self.mean))
+        return self._sure * (vector_norm(a, dim=1) + vector_norm(self.mean))
+
+    def query(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Sketches of x (B, D) and their blur, at half the price and a little less sharp.
+
+        rho by Pythagoras: what rounding leaves of |x - mu|^2 - |s|^2 enters by its root.
+        """
+        x = x - self.mean
+        s = x @ self.axes.T
+        xx = x.square().sum(1, keepdim=True)
+        rest = (xx - s.square().sum(1, keepdim=True)).clamp(min=0).sqrt()
+        a = torch.cat([s, rest], 1)
+        return a, self.blur(a) + (4 * self._sure) ** 0.5 * xx[:, 0].sqrt()
+
+    @property
+    def _sure(self) -> float:
+        return 2.0**-51 * (len(self.mean) + 8)
 
 
 def _project(x: Tensor, axes: Tensor) -> Tensor:
@@ -94,80 +109,65 @@ def _principal(x: Tensor, most: int) -> Tensor:
 
 
 class Sketch:
-    """Sketches of N references, and the scan that no reference within reach escapes.
+    """Sketches of N references, and lower bounds of their distances to any query.
 
-    `core` (N, m + 1) is kept in float32 or bfloat16, `wide` (N,) is each reference's own radius
-    plus what rounding moved its sketch by. Both sides of
-
-        |a_x - a_z| <= wide_z + k_x   <=>   a_x a_z + (wide_z^2 - |a_z|^2) / 2 + wide_z k_x
-                                              >= (|a_x|^2 - k_x^2) / 2                       (2)
-
-    are bilinear in what belongs to x and to z, so a scan is one matrix product. k_x is how far
-    beyond the radius to look. The product's own rounding, at most (m + 4) u sum |terms| for unit
-    roundoff u, is granted twice.
+    `core` (N, m + 1) is kept in float32 or bfloat16. `lost` (N,) float64 is what rounding moved
+    each by: a bound on the sketches that are kept, less what was lost on either side, is a bound
+    on the points. One matrix product gives all of them; its own rounding, at most (m + 4) u
+    (|a_x| |a_z| + |a_x|^2 + |a_z|^2) for unit roundoff u, is granted twice.
     """
 
-    def __init__(self, core: Tensor, wide: Tensor):
-        """core (N, m + 1) rounded sketches, wide (N,) float64 radii with all that was lost."""
-        self.core, self.wide = core, up(wide)
+    def __init__(self, core: Tensor, lost: Tensor):
+        self.core, self.lost = core, up(lost)
         self.square = torch.cat(
             [part.to(torch.float32).square().sum(1) for part in core.split(CHUNK)]
         )
-        half = (self.wide.square() - self.square) / 2
-        self.rest = torch.stack([half, self.wide], 1)  # (N, 2)
         self.size = float(self.square.max().sqrt()) if len(core) else 0.0
-        self.widest = float(self.wide.max()) if len(core) else 0.0
 
     def __len__(self) -> int:
         return len(self.core)
 
-    def within(self, a: Tensor, reach: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """(query, row) of every pair whose bound is within radius + reach, chunk by chunk.
-
-        a (B, m + 1) float64 are sketches of the queries, reach (B,) float64 is >= 0. Where
-        sketches are not exact, their `blur` belongs to radius and reach.
-        """
-        query, lost = rounded(a)
-        k = up(reach + lost)
-        xx = query.to(torch.float64).square().sum(1)
-        level = (xx - k.to(torch.float64).square()) / 2 - self._slack(xx, k)
-        level = -up(-level)
-        tail = torch.stack([torch.ones_like(k), k])  # (2, B)
-        for start in range(0, len(self.core), CHUNK):
-            part = slice(start, start + CHUNK)
-            with torch.autocast(a.device.type, enabled=False):
-                score = torch.addmm(
-                    self.rest[part] @ tail, self.core[part].to(torch.float32), query.T
-                )
-            hit = score >= level
-            if bool(hit.any()):
-                row, b = hit.nonzero(as_tuple=True)
-                yield b, row + start
-
-    def bounds(self, a: Tensor, blur: Tensor, lost: Tensor) -> Tensor:
+    def bounds(self, a: Tensor, blur: Tensor) -> Tensor:
         """(B, N) float32: what the distances of queries a (B, m + 1) to all are at least.
 
-        `blur` (B,) and `lost` (N,) bound what the sketches of either side are off by.
+        `blur` (B,) is what the sketches a are off by.
         """
-        query, off = rounded(a)
-        xx = query.to(torch.float64).square().sum(1)
-        below = -up(-(xx - self._slack(xx, torch.zeros_like(xx))))
-        off = up(off + blur)[:, None]
-        parts = []
-        for start in range(0, len(self.core), CHUNK):
-            part = slice(start, start + CHUNK)
-            with torch.autocast(a.device.type, enabled=False):
-                inner = query @ self.core[part].to(torch.float32).T
-            d2 = below[:, None] + self.square[part] - 2 * inner
-            d = d2.clamp(min=0).sqrt() * (1 - 1e-6)
-            parts.append(d - up(lost[part]) - off)
+        query, below, off = self._query(a, blur)
+        parts = [
+            _root(below[:, None] + square - 2 * (query @ core.T)) - lost - off[:, None]
+            for core, square, lost in self._parts()
+        ]
         return torch.cat(parts, 1) if parts else a.new_zeros((len(a), 0), dtype=torch.float32)
 
-    def _slack(self, xx: Tensor, k: Tensor) -> Tensor:
-        """Twice the bound on the rounding of (2), for each query (B,)."""
+    def margins(self, a: Tensor, blur: Tensor, radius: Tensor) -> Tensor:
+        """(N,) float32: how far the nearest query must move, at least, to be within each radius."""
+        query, below, off = self._query(a, blur)
+        parts = [
+            _root((below[:, None] - 2 * (query @ core.T)).amin(0) + square) - lost
+            for core, square, lost in self._parts()
+        ]
+        none = a.new_zeros(0, dtype=torch.float32)
+        return torch.cat([none, *parts]) - (up(radius) + off.max())
+
+    def _query(self, a: Tensor, blur: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The queries in float32, |a_x|^2 less all slack, and what they are off by."""
+        query, off = rounded(a)
+        xx = query.to(torch.float64).square().sum(1)
         u = 2.0**-24 if torch.get_float32_matmul_precision() == "highest" else 2.0**-8
-        terms = xx.sqrt() * self.size + (self.size**2 + self.widest**2) + self.widest * k
-        return 2 * u * (self.core.shape[1] + 6) * (terms + xx)
+        slack = 2 * u * (a.shape[1] + 6) * (xx + self.size**2 + xx.sqrt() * self.size)
+        return query, -up(slack - xx), up(off + blur)
+
+    def _parts(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Pieces of all rows, small enough for the cache: core in float32, square, lost."""
+        for start in range(0, len(self.core), CHUNK):
+            part = slice(start, start + CHUNK)
+            yield self.core[part].to(torch.float32), self.square[part], self.lost[part]
+
+
+def rounded(a: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """Sketches a (N, m + 1) in `dtype`, and (N,) float64 how far that moved each."""
+    core = a.to(dtype)
+    return core, vector_norm(a - core.to(torch.float64), dim=1) * (1 + 1e-9)
 
 
 def up(x: Tensor) -> Tensor:
@@ -177,7 +177,6 @@ def up(x: Tensor) -> Tensor:
     return torch.where(y.to(torch.float64) < x, torch.nextafter(y, inf), y)
 
 
-def rounded(a: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    """Sketches a (N, m + 1) in `dtype`, and (N,) float64 how far that moved each."""
-    core = a.to(dtype)
-    return core, vector_norm(a - core.to(torch.float64), dim=1) * (1 + 1e-9)
+def _root(d2: Tensor) -> Tensor:
+    """The root of squared distances, a hair too small."""
+    return d2.clamp_(min=0).sqrt_().mul_(1 - 1e-6)

@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Searching protected sets of growing size, step by step, beside brute force and Faiss.
+
+Data are Gaussian random fields with a power-law spectrum, as natural images have. For them the
+expected output of a noisy image is known exactly (the Wiener filter), so the trajectories are
+those of an ideal denoiser. Half of them end near a protected image, half elsewhere.
+"""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import resource
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shielded.bench.table import Table
+from shielded.repel import squared_distances
+from shielded.shields.faiss_index import FaissIndex
+from shielded.shields.protected import load
+from shielded.shields.screen import Found
+from shielded.shields.store import ProtectedSet
+
+SHAPE = (4, 32, 32)  # a latent of 256 x 256 pixels
+FALL = 2.0  # power of the spectrum: |k|^-2 in power, |k|^-1 in amplitude
+STEPS, BATCH, BLOCK = 50, 8, 4096
+SIGMAS = (20.0, 0.02)  # noise of the first and the last step, against data of variance 1
+REPEATS = 3
+SIZES = (25_000, 50_000, 100_000, 200_000, 400_000)
+HUGE = 1_280_000  # only the screen: the others would need 21 GB of memory
+METHODS = ("brute force", "ivfflat 1", "ivfflat 2", "ivfflat 10", "panorama", "screen")
+
+
+def run(
+    smoke: bool = False,
+    progress: Callable[[str], None] = lambda text: None,
+    keep: Callable[[Table], None] = lambda table: None,
+    most: int | None = None,
+) -> Table:
+    """Time a step, recall and memory for each size and method, each in a process of its own.
+
+    `most` leaves out larger sets, `keep` gets the table after each row. The smoke size stays in
+    this process: its times and memory say nothing.
+    """
+    sizes = [(n, METHODS) for n in SIZES] + [(HUGE, ("screen",))]
+    if smoke:
+        sizes = [(500, METHODS)]
+    table = Table("scale", f"Search of a set a sampling step: {math.prod(SHAPE)} numbers an image")
+    table.notes.append(f"{STEPS} steps, {BATCH} images, the median of {REPEATS} trajectories.")
+    table.notes.append("Memory: what the process needed beyond its start, at its peak.")
+    with tempfile.TemporaryDirectory() as folder:
+        store, radius = None, 0.0
+        for count, methods in sizes:
+            if most is not None and count > most:
+                break
+            progress(f"{count} images: writing")
+            store = grow(Path(folder) / "set", count, progress)
+            radius = radius or near_radius(store)
+            truth: list[list[int]] | None = None
+            for method in methods:
+                progress(f"{count} images: {method}")
+                found = (measure if smoke else apart(measure))(store.path, method, radius)
+                truth = found["hits"] if truth is None else truth
+                table.add(images=count, search=method, **row(found, truth, len(methods) > 1))
+                keep(table)
+    ratios(table)
+    return table
+
+
+def row(found: dict[str, Any], truth: list[list[int]], known: bool) -> dict[str, Any]:
+    """The figures of one run; recall only where brute force told the truth."""
+    hits = sum(len(step) for step in truth)
+    got = sum(len(set(a) & set(b)) for a, b in zip(found["hits"], truth, strict=True))
+    return {
+        "ms a step": round(1e3 * found["seconds"] / STEPS, 3),
+        "recall": f"{got / hits:.4f}" if known and hits else "",
+        "hits": hits if known else sum(len(step) for step in found["hits"]),
+        "memory MB": round(found["memory"] / 2**20),
+        "to prepare s": round(found["prepare"], 1),
+        "scans": found["scans"],
+    }
+
+
+def ratios(table: Table) -> None:
+    """Add, to each row, how much dearer it is than the screen at the same size."""
+    own = {line["images"]: line["ms a step"] for line in table.rows if line["search"] == "screen"}
+    for line in table.rows:
+        if line["images"] in own:
+            line["time / screen"] = round(line["ms a step"] / own[line["images"]], 1)
+
+
+def grow(path: Path, count: int, progress: Callable[[str], None]) -> ProtectedSet:
+    """A set of `count` fields; images are the same whatever the size it had before."""
+    store = ProtectedSet.open(path) if path.exists() else ProtectedSet.create(path, SHAPE)
+    for start in range(len(store), count, BLOCK):
+        size = min(BLOCK, count - start)
+        store.add(fields(size, start).reshape(size, *SHAPE), [str(start + k) for k in range(size)])
+        if start // BLOCK % 25 == 0:
+            progress(f"  {start} of {count}")
+    return store
+
+
+def amplitude() -> Tensor:
+    """(H, W) the standard deviation of each frequency, for fields of variance 1."""
+    _, height, width = SHAPE
+    k = torch.hypot(torch.fft.fftfreq(height)[:, None] * height, torch.fft.fftfreq(width) * width)
+    a = k.clamp(min=1) ** (-FALL / 2)
+    return a / a.square().mean().sqrt()
+
+
+def fields(count: int, seed: int) -> Tensor:
+    """(count, D) power-law fields."""
+    draw = torch.Generator().manual_seed(seed)
+    white = torch.randn(count, *SHAPE, generator=draw)
+    return torch.fft.ifft2(torch.fft.fft2(white) * amplitude()).real.flatten(1)
+
+
+def near_radius(store: ProtectedSet) -> float:
+    """Half the median distance between two images."""
+    x = torch.from_numpy(store.take(store.parts()[0].rows[:256]).astype(np.float64))
+    return 0.5 * float(torch.pdist(x).median())
+
+
+def trajectory(store: ProtectedSet, radius: float, seed: int) -> Iterator[Tensor]:
+    """The expected outputs (B, D) of an ideal denoiser, step by step.
+
+    x0(sigma) = W (y + sigma eps), W = A^2 / (A^2 + sigma^2) at each frequency of amplitude A. The
+    images y of the first half are protected ones, moved by 0.8 r; the noise eps stays the same.
+    """
+    draw = torch.Generator().manual_seed(10**6 + seed)
+    parts = store.parts()
+    part = parts[int(torch.randint(len(parts), (1,), generator=draw))]
+    some = part.rows[torch.randint(len(part.rows), (BATCH // 2,), generator=draw).numpy()]
+    near = torch.from_numpy(store.take(some).astype(np.float64))
+    shift = fields(BATCH // 2, 2 * 10**6 + seed).double()
+    near = near + 0.8 * radius * shift / shift.norm(dim=1, keepdim=True)
+    y = torch.cat([near, fields(BATCH - BATCH // 2, 3 * 10**6 + seed).double()])
+    eps = torch.randn(BATCH, *SHAPE, generator=draw, dtype=torch.float64)
+    power = amplitude().double().square()
+    for sigma in torch.logspace(*(math.log10(s) for s in SIGMAS), STEPS).tolist():
+        x = torch.fft.fft2(y.reshape(BATCH, *SHAPE) + sigma * eps)
+        yield torch.fft.ifft2(x * power / (power + sigma**2)).real.flatten(1)
+
+
+@dataclass
+class Brute:
+    """All vectors in memory in float32, all distances at every step."""
+
+    z: Tensor
+    radius: float
+
+    def near(self, x: Tensor, reach: float = 0.0) -> Found:
+        """One matrix product with everything."""
+        d2 = self.square - 2 * (x.float() @ self.z.T)
+        maybe = (d2 + x.float().square().sum(1)[:, None]) <= (self.radius * 1.001 + reach) ** 2
+        row = maybe.any(0).nonzero()[:, 0]
+        z = self.z[row].double()
+        inside = (squared_distances(x, z).sqrt() <= self.radius + reach).any(0)
+        return Found(row[inside], z[inside])
+
+    def __post_init__(self) -> None:
+        self.square = self.z.square().sum(1)
+
+
+def measure(path: Path, method: str, radius: float) -> dict[str, Any]:
+    """Prepare one search and follow the trajectories: seconds of one, hits, peak memory."""
+    store = ProtectedSet.open(path)
+    start, before = time.perf_counter(), peak()
+    search = prepare(store, method, radius)
+    ready = time.perf_counter() - start
+    seconds, hits, scans = [], [], 0
+    for seed in range(REPEATS):
+        spent = 0.0
+        for x in trajectory(store, radius, seed):
+            begin = time.perf_counter()
+            found = search.near(x)
+            spent += time.perf_counter() - begin
+            hits.append(found.row.tolist())
+        seconds.append(spent)
+    scans = getattr(search, "scans", STEPS * REPEATS)
+    return {
+        "seconds": median(seconds),
+        "hits": hits,
+        "memory": peak() - before,
+        "prepare": ready,
+        "scans": round(scans / REPEATS, 1),
+    }
+
+
+def prepare(store: ProtectedSet, method: str, radius: float) -> Any:
+    """The search called `method`."""
+    if method == "screen":
+        return load(store, radius)[0]
+
+    def blocks() -> Iterator[np.ndarray]:
+        return (latents for part in store.parts() for _, latents in store.read(part))
+
+    if method == "brute force":
+        z = torch.empty(len(store), store.dim)
+        start = 0
+        for block in blocks():
+            z[start : start + len(block)] = torch.from_numpy(block.astype(np.float32))
+            start += len(block)
+        return Brute(z, radius)
+    address = np.concatenate([part.rows for part in store.parts()])
+    kind, _, cells = method.partition(" ")
+    return FaissIndex(
+        blocks,
+        torch.full((len(store),), radius, dtype=torch.float64),
+        store.dim,
+        lambda rows: torch.from_numpy(np.array(store.take(address[rows.numpy()]))),
+        kind,
+        int(cells or 1),
+    )
+
+
+def peak() -> int:
+    """The most memory this process has ever had, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def apart(work: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of this module, called in a fresh process: its memory is its own."""
+
+    def call(*arguments: Any) -> Any:
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            return pool.apply(work, arguments)
+
+    return call
