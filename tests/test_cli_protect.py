@@ -266,6 +266,24 @@ def test_a_build_that_is_killed_goes_on_where_it_was(tmp_path):
     assert np.allclose(a.take(rows).reshape(expected.shape), expected, atol=1e-3)
 
 
+def test_ctrl_c_keeps_what_was_encoded_and_says_so(tmp_path, source, rgb, monkeypatch):
+    calls = []
+
+    def interrupted(*given):
+        calls.append(given)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return encode(*given)
+
+    build = ["protect", "build", tmp_path / "set", source, "--model", rgb, "--batch-size", 2]
+    with monkeypatch.context() as patch:
+        patch.setattr("shielded.spaces.encode", interrupted)
+        result = shielded(*build, code=130)
+    assert result.stderr.strip() == f"Interrupted. 4 finished images are in {tmp_path / 'set'}."
+    found = told(*build)
+    assert (found["added"], found["present"]) == (1, 4)
+
+
 # The audit
 
 

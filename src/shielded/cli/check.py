@@ -163,6 +163,7 @@ def _save(out: Path, run: dict[str, Any], shown: list[Any]) -> None:
     writer.writeheader()
     writer.writerows(run["images"])
     writer.writerows({"image": one["id"], "skipped": one["reason"]} for one in run["skipped"])
+    (out / "sheet.png").unlink(missing_ok=True)  # of an earlier run
     if shown:
         summary = run["summary"]
         title = f"{summary['inside']:,} of {images(summary['images'])} inside a shield"
@@ -192,5 +193,6 @@ def _lines(run: dict[str, Any], built: Any, out: Path) -> list[str]:
     if not inside and summary["nearest"] is not None:
         told.append(f"the nearest is {summary['nearest']:.4g} away")
     told += aside_lines(built)
-    told.append(f"{summary['seconds']:.1f} s; {out / 'sheet.png'} and {out / 'check.csv'}")
+    sheet = f"{out / 'sheet.png'} and " if run["images"] else ""
+    told.append(f"{summary['seconds']:.1f} s; {sheet}{out / 'check.csv'}")
     return told

@@ -188,14 +188,20 @@ def _run(
     from shielded.cli.stream_bar import stream_bar
     from shielded.ingest import build as ingest
 
-    start, kept.folder = time.perf_counter(), str(target.path)
-    with stream_bar("encode", silent) as move:
-
-        def tell(share: float, built: "Built") -> None:
-            kept.images = built.added
-            move(share, built.taken)
-
-        built = ingest(target, pipe, source, batch, size=size_of(target), tell=tell, **how)
+    start, kept.folder, before = time.perf_counter(), str(target.path), len(target)
+    try:
+        with stream_bar("encode", silent) as move:
+            built = ingest(
+                target,
+                pipe,
+                source,
+                batch,
+                size=size_of(target),
+                tell=lambda share, built: move(share, built.taken),
+                **how,
+            )
+    finally:
+        kept.images = len(target) - before  # for the sentence that ends it early
     return built, time.perf_counter() - start
 
 
