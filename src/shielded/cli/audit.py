@@ -19,7 +19,7 @@ from shielded.ingest.build import Built
 from shielded.landing import TOLERANCE
 from shielded.report.check_sheet import Match
 
-HOLD = (2**29, inf)  # bytes of latents that are compared together: the set is read once for them
+HOLD = (2**28, inf)  # bytes of latents that are compared together: the set is read once for them
 SHOWN = 24  # matches on the sheet
 
 
