@@ -373,7 +373,7 @@ changes = st.lists(
 )
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(changes)
 def test_a_set_behaves_like_a_dictionary(tmp_path_factory, steps):
     a = ProtectedSet.create(tmp_path_factory.mktemp("sets") / "set", SHAPE)

@@ -46,7 +46,7 @@ def whole(path, *allowed):
     rows = [row for part in a.parts() for row in part.rows]
     if ids:
         assert np.array_equal(a.take(rows), latents(ids).half().flatten(1))
-    for version in a.versions()[-4:]:
+    for version in a.versions()[-2:]:
         assert len(ProtectedSet.open(path, version.number)) == version.images
     return a
 
@@ -86,7 +86,7 @@ def test_verify_finds_every_flipped_byte(base):
     assert {"data", "_deletions", "_versions", "_transactions", "set.json"} < kinds
     if not THOROUGH:
         ends = [place for place in places if place[1] in (0, place[0].stat().st_size - 1)]
-        places = ends + rng.sample(places, 150)
+        places = ends + rng.sample(places, 100)
     for file, k in places:
         with file.open("r+b") as f:
             f.seek(k)
@@ -432,12 +432,19 @@ def test_a_version_erased_while_it_is_opened_makes_room_for_the_newest(base, mon
     assert set(ids_of(late)) == BEFORE - {"0-0"}
 
 
-@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write anywhere")
 def test_a_set_that_may_not_be_written_can_be_read(base):
-    for folder in [base.path, *base.path.rglob("*")]:
-        folder.chmod(0o555 if folder.is_dir() else 0o444)
-    assert set(ids_of(ProtectedSet.open(base.path))) == BEFORE
-    with pytest.raises(NotStored, match="could not be changed"):
-        base.add(latents(["x"]), ["x"])
-    for folder in [base.path, *base.path.rglob("*")]:
-        folder.chmod(0o755)
+    folders = [base.path, *(path for path in base.path.rglob("*") if path.is_dir())]
+    for folder in folders:
+        folder.chmod(0o555)
+    try:
+        if os.access(base.path, os.W_OK):
+            pytest.skip("this user may write everywhere")
+        assert set(ids_of(ProtectedSet.open(base.path))) == BEFORE
+        assert verify(base.path).sound
+        assert not base.keep("x", {}, {})
+        with pytest.raises(NotStored, match="could not be changed"):
+            base.add(latents(["x"]), ["x"])
+    finally:
+        for folder in folders:
+            folder.chmod(0o755)
+    still_works(base, "next")
