@@ -65,11 +65,11 @@ def run(
             progress(f"{count} images: writing")
             store = grow(Path(folder) / "set", count, progress)
             radius = radius or near_radius(store)
-            truth: list[list[int]] | None = None
+            truth: list[list[int]] = []
             for method in methods:
                 progress(f"{count} images: {method}")
                 found = (measure if smoke else apart(measure))(store.path, method, radius)
-                truth = found["hits"] if truth is None else truth
+                truth = truth or found["hits"]
                 table.add(images=count, search=method, **row(found, truth, len(methods) > 1))
                 keep(table)
     ratios(table)
@@ -146,7 +146,8 @@ def trajectory(store: ProtectedSet, radius: float, seed: int) -> Iterator[Tensor
     y = torch.cat([near, fields(BATCH - BATCH // 2, 3 * 10**6 + seed).double()])
     eps = torch.randn(BATCH, *SHAPE, generator=draw, dtype=torch.float64)
     power = amplitude().double().square()
-    for sigma in torch.logspace(*(math.log10(s) for s in SIGMAS), STEPS).tolist():
+    first, last = (math.log10(sigma) for sigma in SIGMAS)
+    for sigma in torch.logspace(first, last, STEPS).tolist():
         x = torch.fft.fft2(y.reshape(BATCH, *SHAPE) + sigma * eps)
         yield torch.fft.ifft2(x * power / (power + sigma**2)).real.flatten(1)
 

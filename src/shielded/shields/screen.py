@@ -22,9 +22,9 @@ from shielded.shields.sketch import Basis, Sketch, up
 
 __all__ = ["Found", "Screen"]
 
-SHORT, LONG = 256, 16384  # candidates that a list may hold, the shields that are entered aside
-LASTS = (3, 12)  # calls: a list that lasts for fewer is made longer, for more shorter
-FEW = 16  # candidates that are measured at once
+LONG = 16384  # candidates that a list may hold, beside all that are within reach
+GATHER = 4  # what reading a row out of order costs, against one in order
+FEW = 16  # candidates that are measured without a look at their sketches
 HOT = 1 << 26  # bytes of points kept in memory after they were fetched
 
 
@@ -40,28 +40,20 @@ class Found:
 class List:
     """Candidates for queries that were at x (B, D): all there are, until one has moved by `spare`.
 
-    Ordered by `margin` (U,), how far a query has to move at least to enter each shield. core
-    (U, m + 1) are their sketches about `middle`, square (U,) the squared norms, wide (U,) radii
-    with what was lost; float64.
+    row (U,) in the order of margin (U,): how far a query has to move, at least, to enter a shield.
+    `read` counts what has been read from it.
     """
 
     x: Tensor
     spare: float
     row: Tensor
     margin: Tensor
-    middle: Tensor
-    core: Tensor
-    square: Tensor
-    wide: Tensor
-    calls: int = 0
+    read: int = 0
 
-    def maybe(self, count: int, a: Tensor, blur: Tensor, reach: float) -> Tensor:
-        """Those of the first rows whose bound does not rule them out for queries' sketches a."""
-        a, first = a - self.middle, slice(count)
-        norms = a.square().sum(1)[:, None] + self.square[first]
-        d2 = norms - 2 * (a @ self.core[first].T)
-        bound = (d2 - 1e-13 * norms).clamp(min=0).sqrt() * (1 - 1e-9)
-        return self.row[first][(bound - blur[:, None] <= self.wide[first] + reach).any(0)]
+    def within(self, way: float) -> Tensor:
+        """The rows (M,) that queries can have entered which moved by at most `way`."""
+        far = up(self.x.new_tensor([way * (1 + 1e-9)]))
+        return self.row[: int(torch.searchsorted(self.margin, far, right=True))]
 
 
 class Screen:
@@ -82,19 +74,14 @@ class Screen:
         self.basis, self.radius, self.lost, self.fetch = basis, radius, lost, fetch
         self.sketch = Sketch(core, lost)
         self._list: List | None = None
-        self._length = SHORT
         self._hot: OrderedDict[int, Tensor] = OrderedDict()
         self.scans = 0  # how often all sketches were read
 
     def near(self, x: Tensor, reach: float = 0.0) -> Found:
         """All references within radius + reach of any x (B, D), float64."""
-        listed, moved = self._listed(x, reach)
-        far = x.new_full((1,), (moved + reach) * (1 + 1e-9), dtype=torch.float32)
-        count = int(torch.searchsorted(listed.margin, up(far), right=True))
-        if count <= FEW:  # looking at them costs no more than their sketches
-            row = listed.row[:count]
-        else:
-            row = listed.maybe(count, *self.basis.query(x), reach)
+        row = self._candidates(x, reach)
+        if len(row) > FEW:
+            row = self._sifted(row, x, reach)
         z = self._points(row)
         limit = (self.radius[row] + reach) * (1 + 1e-9)
         inside = (squared_distances(x, z).sqrt() <= limit).any(0)
@@ -131,38 +118,45 @@ class Screen:
             done, count = count, 4 * count
         return at
 
-    def _listed(self, x: Tensor, reach: float) -> tuple[List, float]:
-        """The list of candidates, made anew where a query has left its skin, and the movement."""
+    def _candidates(self, x: Tensor, reach: float) -> Tensor:
+        """Rows (M,) of the list, which is made anew where a query has left its skin.
+
+        Or where reading it has cost as much as a new one would: so the cost is never more than
+        twice that of the best times to scan, whatever way the queries go.
+        """
         old = self._list
         if old is not None and old.x.shape == x.shape:
-            moved = float(vector_norm(x - old.x, dim=1).max())
-            if (moved + reach) * (1 + 1e-9) < old.spare:
-                old.calls += 1
-                return old, moved
-            if old.calls < LASTS[0]:
-                self._length = min(2 * self._length, LONG)
-            elif old.calls > LASTS[1]:
-                self._length = max(self._length // 2, SHORT)
+            way = float(vector_norm(x - old.x, dim=1).max()) + reach
+            if way * (1 + 1e-9) < old.spare:
+                row = old.within(way)
+                old.read += GATHER * len(row)
+                if old.read <= len(self.radius) or way == reach:
+                    return row
         self.scans += 1
         margin = self.sketch.margins(*self.basis.query(x), self.radius)
-        margin, row, spare = self._nearest(margin, reach)
-        core = self.sketch.core[row].to(torch.float64)
-        middle = core.mean(0) if len(row) else core.new_zeros(core.shape[1])
-        core = core - middle
-        wide = (self.radius + self.lost)[row]
-        self._list = List(x, spare, row, margin, middle, core, core.square().sum(1), wide)
-        return self._list, 0.0
+        self._list = List(x, *self._nearest(margin, reach))
+        return self._list.within(reach)
 
-    def _nearest(self, margin: Tensor, reach: float) -> tuple[Tensor, Tensor, float]:
-        """The smallest margins, ascending, all within reach among them; their rows; the next."""
-        if self._length >= len(margin):
-            return *margin.sort(), torch.inf
-        value, row = margin.topk(self._length + 1, largest=False)
+    def _nearest(self, margin: Tensor, reach: float) -> tuple[float, Tensor, Tensor]:
+        """The next margin after the smallest, these with all within reach, ascending: rows first."""
+        if len(margin) <= LONG:
+            value, row = margin.sort()
+            return torch.inf, row, value
+        value, row = margin.topk(LONG + 1, largest=False)
         if float(value[-1]) > reach:
-            return value[:-1], row[:-1], float(value[-1])
+            return float(value[-1]), row[:-1], value[:-1]
         near = (margin <= reach).nonzero()[:, 0]  # crowded: no skin, good for x alone
         value, order = margin[near].sort()
-        return value, near[order], reach
+        return reach, near[order], value
+
+    def _sifted(self, row: Tensor, x: Tensor, reach: float) -> Tensor:
+        """Those of the rows (M,) that their bounds do not rule out for x (B, D)."""
+        a, blur = self.basis.query(x)
+        core = self.sketch.core[row].to(torch.float64)
+        norms = a.square().sum(1)[:, None] + core.square().sum(1)
+        bound = (norms - 2 * (a @ core.T) - 1e-13 * norms).clamp(min=0).sqrt() * (1 - 1e-9)
+        wide = self.radius[row] + self.lost[row] + reach
+        return row[(bound - blur[:, None] <= wide).any(0)]
 
     def _points(self, row: Tensor) -> Tensor:
         """The points (M, D) of rows, float64: from memory where they were used lately."""
