@@ -238,7 +238,8 @@ def flat(x: Tensor) -> Tensor:
 
 def finite(x: Tensor) -> bool:
     """Whether no number is NaN or infinite: one of them makes the sum so."""
-    return bool(x.sum(dtype=torch.float32).isfinite())
+    wide = torch.promote_types(x.dtype, torch.float32)  # a sum in 16 bits may overflow
+    return bool(x.sum(dtype=wide).isfinite())
 
 
 def moved(x: Tensor, delta: Tensor, rows: Tensor, scale: float = 1.0) -> Tensor:

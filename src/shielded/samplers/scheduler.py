@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["installed"]
 
+NEEDED = ("model_output", "timestep", "sample")  # without them a call is an error, the plain one's
+
 
 @contextmanager
 def installed(pipe: Any, run: Run) -> Iterator[None]:
@@ -62,7 +64,7 @@ class Adapter:
 
     def __init__(self, run: Run, plain: type, twins: bool):
         self.run, self.plain, self.twins = run, plain, twins
-        self.signature = inspect.signature(plain.step)
+        self.names = list(inspect.signature(plain.step).parameters)[1:]
         self.open = False  # a generation has begun and not finished
 
     def subclass(self) -> type:
@@ -94,15 +96,16 @@ class Adapter:
 
     def step(self, scheduler: Any, *args: Any, **kwargs: Any) -> Any:
         """`plain.step`, with x0 moved before it and the returned latents landed after the last."""
-        call = self.signature.bind(scheduler, *args, **kwargs)
-        call.apply_defaults()
-        self._refuse(scheduler, call.arguments)
-        timestep, x_t = _one(call.arguments["timestep"]), call.arguments["sample"]
+        given = dict(zip(self.names, args, strict=False)) | kwargs
+        if len(args) > len(self.names) or not {*NEEDED} <= given.keys():
+            return self.plain.step(scheduler, *args, **kwargs)  # type: ignore[attr-defined]
+        self._refuse(scheduler, given)
+        timestep, x_t = _one(given["timestep"]), given["sample"]
         if not self.open:
             self.run.begin()
             self.open = True
-        self._shift(scheduler, call.arguments, timestep, x_t)
-        result = self.plain.step(*call.args, **call.kwargs)  # type: ignore[attr-defined]
+        self._shift(scheduler, given, timestep, x_t)
+        result = self.plain.step(scheduler, **given)  # type: ignore[attr-defined]
         if finished(scheduler, timestep):
             self.open = False
             result = self._land(result)
@@ -127,7 +130,8 @@ class Adapter:
         half = self._half(x_t, out)
         rows, channels = slice(half), slice(x_t.shape[1])  # beyond them: a twin, a learned variance
         head = out[rows, channels]
-        raw = (a * exact(x_t[rows])).add_(exact(head), alpha=b)
+        raw = a * exact(x_t[rows])
+        raw.add_(head.to(raw.device), alpha=b)  # in float64, without a copy of it
         x0 = clipped(scheduler, raw)
         count = len(x0)
         step = Step(x_t[rows], x0, alpha, sigma, expand(self.run.groups, count), float(timestep))

@@ -138,7 +138,7 @@ class Screen:
         return self._list.within(reach)
 
     def _nearest(self, margin: Tensor, reach: float) -> tuple[float, Tensor, Tensor]:
-        """The next margin after the smallest, these with all within reach, ascending: rows first."""
+        """The first margin left out, and the rows and margins of the list, ascending."""
         if len(margin) <= LONG:
             value, row = margin.sort()
             return torch.inf, row, value
