@@ -231,3 +231,32 @@ def test_a_spare_direction_almost_in_the_hull_is_cleaned():
     v = z[1:2] - z[2:3] + 1e-6 * draw(1, 1, 30)
     y, _ = project(x, z, r**2, everyone(1, 4), lambda: v)
     assert float(clearance(y, z, r)) >= 1 - 1e-13
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3, 1e6])
+@pytest.mark.parametrize("d", [1, 2, 64, 3072])
+def test_float32_is_believed_only_where_it_can_be(d, scale):
+    """An x just inside one shield is moved, however badly float32 tells distances there."""
+    generator = torch.Generator().manual_seed(d)
+    z = scale + torch.randn(20, d, generator=generator, dtype=torch.float64)
+    u = torch.randn(1, d, generator=generator, dtype=torch.float64)
+    r = float(torch.pdist(z).median()) + 0.5
+    x = z[:1] + (r * (1 - 1e-6)) * u / u.norm()
+    allowed = torch.zeros((1, 20), dtype=torch.bool)
+    allowed[0, 0] = True
+    if float((x - z[0]).norm()) < r * (1 - 1e-7):  # float64 itself can tell
+        y, near = project(x, z, torch.full((20,), r * r), allowed, lambda: u)
+        assert bool(near[0, 0])
+        assert float((y - z[0]).norm()) >= r * (1 - 1e-6)
+    far = z[:1] + 1e3 * (scale + r) * u / u.norm()
+    y, near = project(far, z, torch.full((20,), r * r), allowed, lambda: u)
+    assert y is far
+    assert not bool(near.any())
+
+
+def test_what_overflows_float32_is_left_to_float64():
+    z, u = torch.zeros(1, 4, dtype=torch.float64), torch.ones(1, 4, dtype=torch.float64)
+    r2 = torch.tensor([(4e25) ** 2], dtype=torch.float64)
+    y, near = project(1e25 * u, z, r2, torch.ones(1, 1, dtype=torch.bool), lambda: u)
+    assert bool(near.all())
+    assert float(y.norm()) == pytest.approx(4e25)

@@ -45,6 +45,12 @@ class Gram:
         xz = zz if x is z else images @ centred.T
         return cls(images, centred, origin, images.square().sum(1), xz, zz)
 
+    def distances(self) -> Tensor:
+        """|x_b - z_m|^2 (B, M); what is not well above its own rounding error is 0."""
+        norms = self.xx[:, None] + self.zz.diagonal()
+        d2 = norms - 2 * self.xz
+        return torch.where(d2 > 1e-13 * norms, d2, 0.0)
+
     def rows(self, rows: Tensor) -> Gram:
         """The same for some of the images."""
         if len(rows) == len(self.x):
@@ -67,6 +73,22 @@ def squared_distances(x: Tensor, z: Tensor) -> Tensor:
     return torch.where(d2 > 1e-13 * norms, d2, 0.0)
 
 
+def _surely_outside(x: Tensor, z: Tensor, r2: Tensor, allowed: Tensor) -> bool:
+    """Whether float32 can already tell that no x is inside an allowed shield: then it is so.
+
+    Rounding and its product are off by at most (D + 6) u (|x|^2 + |z|^2), which is granted twice;
+    u = 2^-24, or 2^-8 where PyTorch is allowed a faster float32 product.
+    """
+    u = 2.0**-24 if torch.get_float32_matmul_precision() == "highest" else 2.0**-8
+    a = x.to(torch.float32)
+    b = a if x is z else z.to(torch.float32)
+    zz = vector_norm(b, dim=1).square_()
+    norms = (zz if x is z else vector_norm(a, dim=1).square_())[:, None] + zz
+    with torch.autocast(x.device.type, enabled=False):
+        low = torch.addmm(norms, a, b.T, alpha=-2).sub_(norms, alpha=2 * u * (x.shape[1] + 6))
+    return not bool((~(low > r2) & allowed).any())  # what overflows is not sure
+
+
 def repel_sum(x: Tensor, z: Tensor, r: Tensor, allowed: Tensor) -> Tensor:
     """Eq. 5 and Eq. 8: delta_b = sum_m relu(r_m / |x_b - z_m| - 1) (x_b - z_m), shape (B, D).
 
@@ -87,11 +109,14 @@ def project(
     to `escape`. An image that is inside no shield comes back unchanged. `spare` gives directions
     (B, D) and is asked only where an image lies on its references.
     """
-    near = allowed & (squared_distances(x, z) < r2)
+    if _surely_outside(x, z, r2, allowed):
+        return x, torch.zeros_like(allowed)
+    gram = Gram.of(x, z)
+    near = allowed & (gram.distances() < r2)
     rows = near.any(1).nonzero()[:, 0]
     if not len(rows):
         return x, near
-    gram, y = Gram.of(x, z), x.clone()
+    y = x.clone()
     for _ in range(ROUNDS):
         out, d2 = outside_hull(gram.rows(rows), r2, near[rows], lambda rows=rows: spare()[rows])
         y[rows] = out
