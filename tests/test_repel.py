@@ -2,6 +2,8 @@
 """The theorems of the heart, on random, degenerate and hostile geometry."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -260,3 +262,13 @@ def test_what_overflows_float32_is_left_to_float64():
     y, near = project(1e25 * u, z, r2, torch.ones(1, 1, dtype=torch.bool), lambda: u)
     assert bool(near.all())
     assert float(y.norm()) == pytest.approx(4e25)
+
+
+def test_precision_that_is_set_for_one_backend_is_taken_as_the_least():
+    """PyTorch then refuses to tell: the bound must widen, not the move fail."""
+    code = (
+        "import torch; from shielded.repel import roundoff; plain = roundoff(); "
+        "torch.backends.cuda.matmul.fp32_precision = 'tf32'; print(plain, roundoff())"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == [str(2.0**-24), str(2.0**-8)]

@@ -301,3 +301,34 @@ def test_two_guidances_stack():
         x = sample(pipe.scheduler, ideal(DATA), SHAPE)
     assert float(torch.pdist(x.flatten(1).double()).min()) >= 2.0 * (1 - 1e-4)
     assert all(certificate.clear for certificate in run.certificates)
+
+
+def test_a_step_that_cannot_be_read_is_never_passed_through():
+    class Renamed(diffusers.DDIMScheduler):
+        def step(self, noise_pred, timestep, sample, return_dict=True):
+            return super().step(noise_pred, timestep, sample, return_dict=return_dict)
+
+    spell, x = Spell(Shields.batch(), radius=1.0), torch.randn(SHAPE)
+    pipe = Pipe(Renamed())
+    pipe.scheduler.set_timesteps(4)
+    with pytest.raises(UnsupportedScheduler, match="model_output"), spell.on(pipe):
+        pipe.scheduler.step(x, pipe.scheduler.timesteps[0], x)
+    pipe = Pipe(diffusers.DDIMScheduler())
+    pipe.scheduler.set_timesteps(4)
+    with pytest.raises(TypeError, match="sample"), spell.on(pipe):
+        pipe.scheduler.step(x, pipe.scheduler.timesteps[0])
+
+
+def test_a_network_s_gradients_do_not_enter_the_trace():
+    """Pipelines may run with gradients on; what is measured and remembered has none."""
+    pipe = Pipe(diffusers.DDIMScheduler(clip_sample=False))
+    pipe.scheduler.set_timesteps(4)
+    x = torch.randn(SHAPE)
+    with Spell(Shields.batch(), radius=50.0).on(pipe) as run:
+        for t in pipe.scheduler.timesteps:
+            out = x.clone().requires_grad_()
+            x = pipe.scheduler.step(out, t, x).prev_sample
+            assert x.requires_grad
+            x = x.detach()
+    assert bool((run.trace.records[0].delta > 0).any())
+    assert not any(record.delta.requires_grad for record in run.trace.records)

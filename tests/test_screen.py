@@ -190,3 +190,11 @@ def test_the_width_follows_the_data():
     assert Basis.fit(flat, count=10**6).width <= Basis.fit(full, count=10**6).width
     assert Basis.fit(full[:, :2]).width == 3
     assert math.isfinite(Basis.fit(torch.zeros(9, 5))(torch.ones(1, 5)).sum())
+
+
+def test_what_overflows_float32_is_still_found():
+    z = torch.full((3, 4), 1e20) * torch.tensor([[1.0], [1.00001], [5.0]])
+    basis = Basis(torch.zeros(4, dtype=torch.float64), torch.eye(4, dtype=torch.float64)[:2])
+    one, _ = screen(z, 1e16, basis=basis)
+    found = one.near(z[:1].double())
+    assert 0 in found.row.tolist()

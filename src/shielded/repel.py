@@ -18,7 +18,16 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-__all__ = ["Gram", "escape", "outside_hull", "project", "repel_sum", "squared_distances"]
+__all__ = [
+    "Gram",
+    "escape",
+    "lower_squares",
+    "outside_hull",
+    "project",
+    "repel_sum",
+    "roundoff",
+    "squared_distances",
+]
 
 ROUNDS = 64  # how often a move may meet new shields before straight lines are searched instead
 LINES = 64  # directions of that search, besides those away from each reference
@@ -73,20 +82,28 @@ def squared_distances(x: Tensor, z: Tensor) -> Tensor:
     return torch.where(d2 > 1e-13 * norms, d2, 0.0)
 
 
-def _surely_outside(x: Tensor, z: Tensor, r2: Tensor, allowed: Tensor) -> bool:
-    """Whether float32 can already tell that no x is inside an allowed shield: then it is so.
+def roundoff() -> float:
+    """Unit roundoff of a float32 matrix product: 2^-24, or 2^-8 where a faster one is allowed."""
+    try:
+        exact = torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:  # set for one backend alone: it may be this one
+        exact = False
+    return 2.0**-24 if exact else 2.0**-8
 
-    Rounding and its product are off by at most (D + 6) u (|x|^2 + |z|^2), which is granted twice;
-    u = 2^-24, or 2^-8 where PyTorch is allowed a faster float32 product.
+
+def lower_squares(x: Tensor, z: Tensor) -> Tensor:
+    """What |x_b - z_m|^2 is at least, (B, M) float32 through one fast product; NaN on overflow.
+
+    Rounding and the product are off by at most (D + 6) u (|x|^2 + |z|^2), u the roundoff; that is
+    granted twice.
     """
-    u = 2.0**-24 if torch.get_float32_matmul_precision() == "highest" else 2.0**-8
     a = x.to(torch.float32)
     b = a if x is z else z.to(torch.float32)
     zz = vector_norm(b, dim=1).square_()
     norms = (zz if x is z else vector_norm(a, dim=1).square_())[:, None] + zz
+    slack = 2 * roundoff() * (x.shape[1] + 6)
     with torch.autocast(x.device.type, enabled=False):
-        low = torch.addmm(norms, a, b.T, alpha=-2).sub_(norms, alpha=2 * u * (x.shape[1] + 6))
-    return not bool((~(low > r2) & allowed).any())  # what overflows is not sure
+        return torch.addmm(norms, a, b.T, alpha=-2).sub_(norms, alpha=slack)
 
 
 def repel_sum(x: Tensor, z: Tensor, r: Tensor, allowed: Tensor) -> Tensor:
@@ -109,8 +126,9 @@ def project(
     to `escape`. An image that is inside no shield comes back unchanged. `spare` gives directions
     (B, D) and is asked only where an image lies on its references.
     """
-    if _surely_outside(x, z, r2, allowed):
-        return x, torch.zeros_like(allowed)
+    maybe = allowed & ~(lower_squares(x, z) > r2)  # NaN is not sure
+    if not bool(maybe.any()):
+        return x, maybe
     gram = Gram.of(x, z)
     near = allowed & (gram.distances() < r2)
     rows = near.any(1).nonzero()[:, 0]

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from shielded.repel import roundoff
+
 BLOCK, NUMBERS = 2048, 2**23  # images of the set at a time, and numbers in them at most
 POINTS = 1024  # points at a time
 PAIRS = 512  # distances measured at a time
@@ -39,13 +41,12 @@ class Nearest:
     def see(self, rows: np.ndarray, z: Tensor, weight: Tensor) -> None:
         """Images z (N, D) at row addresses, with their weights (N,).
 
-        One float32 product rules out most pairs. Its error is at most (D + 2) u (xx + zz) with
-        u = 2^-24, which is granted twice; what is left is measured in float64.
+        One float32 product rules out most pairs. Its error is at most (D + 2) u (xx + zz), u the
+        roundoff, which is granted twice; what is left is measured in float64.
         """
         z = z.to(torch.float32)
         zz, w = _squares(z), weight.float()
-        u = 2.0**-24 if torch.get_float32_matmul_precision() == "highest" else 2.0**-8
-        slack = 2 * u * (z.shape[1] + 2)
+        slack = 2 * roundoff() * (z.shape[1] + 2)
         for start in range(0, len(self.x), POINTS):
             part = slice(start, start + POINTS)
             xx = self.xx[part]

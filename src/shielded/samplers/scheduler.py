@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["installed"]
 
-NEEDED = ("model_output", "timestep", "sample")  # without them a call is an error, the plain one's
+NEEDED = ("model_output", "timestep", "sample")  # what a call of `step` has to tell
 
 
 @contextmanager
@@ -64,7 +64,8 @@ class Adapter:
 
     def __init__(self, run: Run, plain: type, twins: bool):
         self.run, self.plain, self.twins = run, plain, twins
-        self.names = list(inspect.signature(plain.step).parameters)[1:]
+        self.signature = inspect.signature(plain.step)
+        self.names = list(self.signature.parameters)[1:]
         self.open = False  # a generation has begun and not finished
 
     def subclass(self) -> type:
@@ -98,7 +99,11 @@ class Adapter:
         """`plain.step`, with x0 moved before it and the returned latents landed after the last."""
         given = dict(zip(self.names, args, strict=False)) | kwargs
         if len(args) > len(self.names) or not {*NEEDED} <= given.keys():
-            return self.plain.step(scheduler, *args, **kwargs)  # type: ignore[attr-defined]
+            self.signature.bind(scheduler, *args, **kwargs)  # the plain one's TypeError, if any
+            raise UnsupportedScheduler(
+                f"{self.plain.__name__}.step does not take {', '.join(NEEDED)} by these names: "
+                "such a scheduler cannot be shielded."
+            )
         self._refuse(scheduler, given)
         timestep, x_t = _one(given["timestep"]), given["sample"]
         if not self.open:
@@ -131,7 +136,7 @@ class Adapter:
         rows, channels = slice(half), slice(x_t.shape[1])  # beyond them: a twin, a learned variance
         head = out[rows, channels]
         raw = a * exact(x_t[rows])
-        raw.add_(head.to(raw.device), alpha=b)  # in float64, without a copy of it
+        raw.add_(head.detach().to(raw.device), alpha=b)  # in float64, without a copy of it
         x0 = clipped(scheduler, raw)
         count = len(x0)
         step = Step(x_t[rows], x0, alpha, sigma, expand(self.run.groups, count), float(timestep))

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
+from shielded.repel import roundoff
+
 __all__ = ["Basis", "Sketch"]
 
 WIDTHS = (8, 16, 32, 64, 128)  # dimensions m that a fit chooses from
@@ -153,8 +155,7 @@ class Sketch:
         """The queries in float32, |a_x|^2 less all slack, and what they are off by."""
         query, off = rounded(a)
         xx = query.to(torch.float64).square().sum(1)
-        u = 2.0**-24 if torch.get_float32_matmul_precision() == "highest" else 2.0**-8
-        slack = 2 * u * (a.shape[1] + 6) * (xx + self.size**2 + xx.sqrt() * self.size)
+        slack = 2 * roundoff() * (a.shape[1] + 6) * (xx + self.size**2 + xx.sqrt() * self.size)
         return query, -up(slack - xx), up(off + blur)
 
     def _parts(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -178,5 +179,5 @@ def up(x: Tensor) -> Tensor:
 
 
 def _root(d2: Tensor) -> Tensor:
-    """The root of squared distances, a hair too small."""
-    return d2.clamp_(min=0).sqrt_().mul_(1 - 1e-6)
+    """The root of squared distances, a hair too small; 0 where float32 overflowed."""
+    return d2.nan_to_num_(nan=0.0).clamp_(min=0).sqrt_().mul_(1 - 1e-6)
