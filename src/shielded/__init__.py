@@ -14,13 +14,23 @@ if TYPE_CHECKING:
     from shielded.errors import ShieldedError
     from shielded.models import load
     from shielded.shields import Shields
+    from shielded.shields.store import ProtectedSet
     from shielded.spell import Spell
 
 __version__ = "0.1.0"
-__all__ = ["Calibration", "ShieldedError", "Shields", "Spell", "calibrate", "load"]
+__all__ = [
+    "Calibration",
+    "ProtectedSet",
+    "ShieldedError",
+    "Shields",
+    "Spell",
+    "calibrate",
+    "load",
+]
 
 _HOMES = {
     "Calibration": "shielded.calibration",
+    "ProtectedSet": "shielded.shields.store",
     "Shields": "shielded.shields",
     "ShieldedError": "shielded.errors",
     "Spell": "shielded.spell",

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
@@ -20,6 +20,9 @@ from shielded.shields.store.engine import DATA, engine, stored, versions
 from shielded.shields.store.header import Header
 from shielded.shields.store.reader import Reader, load
 from shielded.shields.store.verify import Report, verify
+
+if TYPE_CHECKING:
+    from shielded.shields.near import Hit, Near
 
 PART_BYTES = 1 << 30  # of latents in one file
 
@@ -174,6 +177,17 @@ class ProtectedSet(Reader):
         """Read every file of every version and compare its checksum."""
         return verify(self.path)
 
+    def near(self, x0: Tensor | np.ndarray, radius: float | None = None) -> "list[Hit]":
+        """All images at most `radius` from any of x0 (B, ...) or (B, D), exactly, nearest first.
+
+        None: each image's own radius, or the set's. The search is kept until the version changes.
+        """
+        from shielded.shields.near import Near
+
+        if self._near is None:
+            self._near = Near(self)
+        return self._near(x0, radius)
+
     def keep(self, name: str, tensors: Mapping[str, Tensor], note: Mapping[str, str]) -> bool:
         """Keep derived tensors beside the set, as a cache; False if they cannot be written."""
         return cache.keep(self.path, name, tensors, note)
@@ -181,6 +195,10 @@ class ProtectedSet(Reader):
     def kept(self, name: str) -> tuple[dict[str, Tensor], dict[str, str]] | None:
         """What `keep` stored; None if it is missing or not as it was written."""
         return cache.kept(self.path, name)
+
+    def _use(self, data: Any) -> None:
+        self._near: Near | None = None
+        super()._use(data)
 
     @property
     def _part_rows(self) -> int:
