@@ -17,7 +17,6 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from families import FAMILIES
 from shielded.cli import files
 from shielded.cli.app import app
 from shielded.cli.load import warn_unknown_words
@@ -28,27 +27,9 @@ from shielded.errors import BadInput
 BOX = math.sqrt(3 * 16 * 16) * 2  # diameter of the colour space of the tiny RGB pipeline
 
 
-@pytest.fixture(scope="session")
-def saved(tmp_path_factory):
-    """Tiny pipelines as folders, each made when it is first asked for."""
-    root = tmp_path_factory.mktemp("pipelines")
-
-    def folder(name):
-        if not (root / name).exists():
-            FAMILIES[name]().pipe.save_pretrained(root / name)
-        return str(root / name)
-
-    return folder
-
-
 @pytest.fixture
 def latent(saved):
     return saved("stable_diffusion")
-
-
-@pytest.fixture
-def rgb(saved):
-    return saved("deepfloyd_if")
 
 
 def shielded(*arguments):

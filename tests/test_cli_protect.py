@@ -34,24 +34,6 @@ from shielded.shields.store import ProtectedSet
 from shielded.spaces import encode
 
 
-@pytest.fixture(scope="session")
-def saved(tmp_path_factory):
-    """Tiny pipelines as folders, each made when it is first asked for."""
-    root = tmp_path_factory.mktemp("pipelines")
-
-    def folder(name):
-        if not (root / name).exists():
-            FAMILIES[name]().pipe.save_pretrained(root / name)
-        return root / name
-
-    return folder
-
-
-@pytest.fixture
-def rgb(saved):
-    return saved("deepfloyd_if")
-
-
 def picture(seed, side=8):
     return np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
 

@@ -14,9 +14,6 @@ import typer
 from shielded.cli import options as opt
 from shielded.cli.guard import NOT_CLEAR, guarded, say
 from shielded.cli.protect_build import (
-    PIXELS,
-    AtOnce,
-    LimitPixels,
     aside_lines,
     checked_source,
     images,
@@ -46,8 +43,8 @@ def check(
         typer.Option(help="Judge by this radius alone.", show_default="the set's and its images'"),
     ] = None,
     model: opt.SetModel = None,
-    batch_size: AtOnce = 16,
-    limit_pixels: LimitPixels = PIXELS,
+    batch_size: opt.AtOnce = 16,
+    limit_pixels: opt.LimitPixels = opt.PIXELS,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("out/check"),
@@ -88,7 +85,9 @@ def _check(
     **how: Any,
 ) -> dict[str, Any]:
     """Everything between the options and the content of check.json."""
-    _prepare(out)
+    from shielded.cli import files
+
+    files.writable(out, "check.json")
     target, pipe = open_with_pipe(against, model, device, dtype, silent)
     from shielded.cli.audit import audit, matches
     from shielded.cli.stream_bar import stream_bar
@@ -106,17 +105,6 @@ def _check(
         for one in built.skipped:
             say(f"skipped {printable(one.id)}: {one.reason}")
     return run
-
-
-def _prepare(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / ".check.part"
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as error:
-        reason = error.strerror or error
-        raise BadInput(f"{out} cannot be written ({reason}): choose another --out.") from error
 
 
 def _record(

@@ -36,19 +36,23 @@ def image_name(index: int, seed: int) -> str:
     return f"{index:03d}-seed{seed}.png"
 
 
-def prepare(out: Path, folders: tuple[str, ...]) -> None:
-    """Make the output folder, see that it can be written, and clear the images of earlier runs.
+def writable(out: Path, name: str, folders: tuple[str, ...] = ()) -> None:
+    """Make the output folder and those in it, and see that a file `name` can be written there.
 
-    Only files named as this command names its images are removed.
+    That of an earlier run is removed: it would tell that this one is finished.
     """
     try:
-        for folder in folders:
+        for folder in ("", *folders):
             (out / folder).mkdir(parents=True, exist_ok=True)
-        write(out / "run.json", b"{}\n")
-        (out / "run.json").unlink()
+        write(out / name, b"{}\n")
+        (out / name).unlink()
     except OSError as error:
         reason = error.strerror or error
         raise BadInput(f"{out} cannot be written ({reason}): choose another --out.") from error
+
+
+def clear(out: Path) -> None:
+    """Remove the images of earlier runs: only files named as `image_name` names them."""
     for folder in ("plain", "shielded"):
         for old in (out / folder).glob("*.png"):
             if OURS.fullmatch(old.name):

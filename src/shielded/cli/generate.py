@@ -93,7 +93,9 @@ def _generate(settings: Settings, kept: Kept, silent: bool) -> dict[str, Any]:
     from shielded.cli import files
 
     _check_early(settings)
-    files.prepare(settings.out, ("plain", "shielded") if settings.plain else ("shielded",))
+    folders = ("plain", "shielded") if settings.plain else ("shielded",)
+    files.writable(settings.out, "run.json", folders)
+    files.clear(settings.out)
     kept.folder = str(settings.out)
 
     from shielded.cli.outcome import lines, record, save

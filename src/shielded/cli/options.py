@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 MODEL = "tiny-sprites"
+PIXELS = 100_000_000
 
 Prompts = Annotated[
     list[str], typer.Argument(help="What the images should show.", show_default=False)
@@ -47,4 +48,11 @@ Pictures = Annotated[
 SetModel = Annotated[
     str | None,
     typer.Option("--model", help="Instead of the set's own.", show_default="the set's"),
+]
+Prefix = Annotated[
+    str, typer.Option(help="Put before every id, to keep sources with the same names apart.")
+]
+AtOnce = Annotated[int, typer.Option("--batch-size", help="Pictures encoded together.")]
+LimitPixels = Annotated[
+    int, typer.Option(help="A picture with more pixels is skipped: it may be a bomb.")
 ]

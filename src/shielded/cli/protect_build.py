@@ -17,32 +17,23 @@ from shielded.errors import BadInput
 if TYPE_CHECKING:
     from shielded.ingest import Built
 
-Radius = Annotated[
-    float | None, typer.Option(help="Radius of the shields, in the units of the model's latents.")
-]
-Prefix = Annotated[
-    str, typer.Option(help="Put before every id, to keep sources with the same names apart.")
-]
-AtOnce = Annotated[int, typer.Option("--batch-size", help="Pictures encoded together.")]
-LimitPixels = Annotated[
-    int, typer.Option(help="A picture with more pixels is skipped: it may be a bomb.")
-]
-PIXELS = 100_000_000
-
 
 def build(
     folder: opt.Set,
     source: opt.Pictures,
     model: opt.Model = opt.MODEL,
-    radius: Radius = None,
+    radius: Annotated[
+        float | None,
+        typer.Option(help="Radius of the shields, in the units of the model's latents."),
+    ] = None,
     height: Annotated[int | None, typer.Option(show_default="the model's own")] = None,
     width: Annotated[int | None, typer.Option(show_default="the model's own")] = None,
     float32: Annotated[
         bool, typer.Option("--float32", help="Store latents in float32: twice the disk.")
     ] = False,
-    prefix: Prefix = "",
-    batch_size: AtOnce = 16,
-    limit_pixels: LimitPixels = PIXELS,
+    prefix: opt.Prefix = "",
+    batch_size: opt.AtOnce = 16,
+    limit_pixels: opt.LimitPixels = opt.PIXELS,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
     json: opt.Json = False,
@@ -84,9 +75,9 @@ def add(
     radius: Annotated[
         float | None, typer.Option(help="Radius of these pictures alone.", show_default="the set's")
     ] = None,
-    prefix: Prefix = "",
-    batch_size: AtOnce = 16,
-    limit_pixels: LimitPixels = PIXELS,
+    prefix: opt.Prefix = "",
+    batch_size: opt.AtOnce = 16,
+    limit_pixels: opt.LimitPixels = opt.PIXELS,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
     json: opt.Json = False,

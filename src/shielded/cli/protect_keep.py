@@ -69,7 +69,7 @@ def info(folder: opt.Set, json: opt.Json = False) -> None:
                 {"number": v.number, "time": v.time.isoformat(), "images": v.images, "note": v.note}
                 for v in target.versions()
             ],
-            "bytes": sum(p.stat().st_size for p in Path(folder).rglob("*") if p.is_file()),
+            "bytes": _bytes(folder),
             "shape": list(target.shape),
             "dtype": target.dtype,
             "radius": target.radius,
