@@ -12,7 +12,7 @@ from shielded.errors import BadInput
 from shielded.ingest import decode
 from shielded.ingest.picture import read_file
 from shielded.spaces import Pixels, space_of
-from shielded.spaces.formats import Format, affine, format_of, side_factor
+from shielded.spaces.formats import denormalised, format_of
 
 
 def from_file(source: str | None, digest: str | None) -> Image.Image | None:
@@ -33,7 +33,7 @@ def from_latent(pipe: Any, latent: Tensor, size: tuple[int | None, int | None]) 
     if isinstance(space_of(pipe), Pixels):
         return _image(latent)
     form, vae = format_of(pipe)
-    z = _unpacked(form, pipe, vae, latent[None].to(torch.float32), size)
+    z = denormalised(form, pipe, vae, latent[None].to(torch.float32), size)
     if z is None:
         return None
     try:
@@ -41,27 +41,6 @@ def from_latent(pipe: Any, latent: Tensor, size: tuple[int | None, int | None]) 
     except (RuntimeError, TypeError, ValueError):  # a decoder that asks for more than a latent
         return None
     return _image(x[:, 0] if form.video else x)
-
-
-def _unpacked(
-    form: Format, pipe: Any, vae: Any, latent: Tensor, size: tuple[int | None, int | None]
-) -> Tensor | None:
-    """The autoencoder's own z (1, C, ...) of a latent, as `spaces.formats` packed it."""
-    shift, scaling = (number.to(latent) for number in affine(form, pipe, vae))
-    if form.packing not in ("as is", "2 x 2 tokens"):
-        return None
-    if form.packing == "as is":
-        a_channel = (-1,) + (1,) * (latent.ndim - 2)
-        return latent / scaling.view(a_channel) + shift.view(a_channel)
-    if size[0] is None or size[1] is None:
-        return None
-    h, w = (side // side_factor(pipe, vae) // 2 for side in (size[0], size[1]))
-    each = form.numbers == "batch_norm"  # one number for each channel of a token
-    z = latent / scaling + shift if each else latent
-    z = z.reshape(1, h, w, -1, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(1, -1, 2 * h, 2 * w)
-    if not each:
-        z = z / scaling.view(-1, 1, 1) + shift.view(-1, 1, 1)
-    return z[:, :, None] if form.video else z
 
 
 def _image(x: Tensor) -> Image.Image:

@@ -30,6 +30,12 @@ def _tokens(z: Tensor) -> Tensor:
     return z.reshape(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, -1, 4 * c)
 
 
+def _from_tokens(tokens: Tensor, h: int, w: int) -> Tensor:
+    """(B, h w, 4C) to (B, C, 2h, 2w): the inverse of `_tokens`."""
+    z = tokens.reshape(len(tokens), h, w, -1, 2, 2).permute(0, 3, 1, 4, 2, 5)
+    return z.reshape(len(tokens), -1, 2 * h, 2 * w)
+
+
 def _voxels(z: Tensor) -> Tensor:
     """(B, C, 1, H, W) to (B, H W, C): LTX's tokens, each a voxel."""
     return z.flatten(2).transpose(1, 2)
@@ -190,6 +196,29 @@ def normalised(form: Format, pipe: Any, vae: Any, z: Tensor) -> Tensor:
         return (form.pack(z) - shift) * scaling
     a_channel = (-1,) + (1,) * (z.ndim - 2)
     return form.pack((z - shift.view(a_channel)) * scaling.view(a_channel))
+
+
+def denormalised(
+    form: Format, pipe: Any, vae: Any, sample: Tensor, size: tuple[int | None, int | None]
+) -> Tensor | None:
+    """The autoencoder's z (B, C, ...) of a sample (B, ...): the inverse of `normalised`.
+
+    `size` is (height, width) in pixels, which tokens do not tell. None where it is missing, and for
+    the layouts of video models.
+    """
+    shift, scaling = (number.to(sample) for number in affine(form, pipe, vae))
+    each = form.numbers == "batch_norm"  # one number for each channel of a token
+    z = sample / scaling + shift if each else sample
+    if form.packing == "2 x 2 tokens":
+        if size[0] is None or size[1] is None:
+            return None
+        factor = 2 * side_factor(pipe, vae)
+        z = _from_tokens(z, size[0] // factor, size[1] // factor)
+        z = z[:, :, None] if form.video else z
+    elif form.packing != "as is":
+        return None
+    a_channel = (-1,) + (1,) * (z.ndim - 2)
+    return z if each else z / scaling.view(a_channel) + shift.view(a_channel)
 
 
 def side_factor(pipe: Any, vae: Any) -> int:
