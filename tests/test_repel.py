@@ -267,8 +267,8 @@ def test_what_overflows_float32_is_left_to_float64():
 def test_precision_that_is_set_for_one_backend_is_taken_as_the_least():
     """PyTorch then refuses to tell: the bound must widen, not the move fail."""
     code = (
-        "import torch; from shielded.repel import roundoff; plain = roundoff(); "
-        "torch.backends.cuda.matmul.fp32_precision = 'tf32'; print(plain, roundoff())"
+        "import torch; from shielded.repel import roundoff; plain = roundoff(8); "
+        "torch.backends.cuda.matmul.fp32_precision = 'tf32'; print(plain, roundoff(8))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.split() == [str(2.0**-24), str(2.0**-8)]
+    assert run.stdout.split() == [str(2.0**-21), str(2.0**-21 + 2.0**-7)]

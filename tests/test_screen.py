@@ -117,27 +117,39 @@ def test_the_bound_is_a_bound(seed, d, kind):
     assert bool((low.double() <= distances(x, z)).all())
 
 
-@settings(max_examples=15, deadline=None)
-@given(st.integers(0, 10**6), st.sampled_from(KINDS[:3]), st.floats(0.05, 0.6))
-def test_nothing_is_missed_along_a_trajectory(seed, kind, r):
-    """The neighbour list on trial: large steps, small steps, none, jumps, another batch."""
+@settings(max_examples=25, deadline=None)
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from(KINDS[:3]),
+    st.sampled_from([torch.float32, torch.bfloat16]),
+    st.floats(0.05, 0.6),
+)
+def test_nothing_is_missed_along_a_trajectory(seed, kind, dtype, r):
+    """Lists of lists on trial: large steps, small steps, none, jumps, another batch."""
     generator = torch.Generator().manual_seed(seed)
     z = points(kind, 400, 32, generator)
     r = r * float(distances(z[:50].double(), z).median())
-    one, _ = screen(z, r)
+    one, _ = screen(z, r, dtype)
     x = z.double().mean(0) + 0.1 * torch.randn(4, 32, generator=generator, dtype=torch.float64)
     goal = z[torch.randint(0, 400, (4,), generator=generator)].double()
-    for step in range(30):
-        x = x + (goal - x) / (30 - step) * 2 * torch.rand(len(x), 1, generator=generator)
-        if step == 17:
-            x = x + 3
-        if step == 22:
-            x = x[:2]
-            goal = goal[:2]
-        reach = 0.0 if step % 5 else 0.3 * r
-        assert missed(one.near(x.clone(), reach), x, z, r + reach) == 0
-        assert missed(one.near(x.clone()), x, z, r) == 0
-    assert one.scans < 60, "the list was used"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("shielded.shields.screen.FEW", 4)
+        patch.setattr("shielded.shields.screen.SHORTER", 4)
+        for step in range(30):
+            x = x + (goal - x) / (30 - step) * 2 * torch.rand(len(x), 1, generator=generator)
+            if step == 17:
+                x = x + 3
+            if step == 22:
+                x = x[:2]
+                goal = goal[:2]
+            reach = 0.0 if step % 5 else 0.3 * r
+            assert missed(one.near(x.clone(), reach), x, z, r + reach) == 0
+            assert missed(one.near(x.clone()), x, z, r) == 0
+            if step % 7 == 0:
+                nearest = distances(x, one.closest(x).z).amin(1)
+                assert torch.allclose(nearest, distances(x, z).amin(1), rtol=1e-12)
+    if kind == "random" and r > 0:
+        assert one.scans < 70, "lists were used"
 
 
 def test_the_list_saves_scans_and_the_sketch_saves_fetches():
@@ -148,9 +160,11 @@ def test_the_list_saves_scans_and_the_sketch_saves_fetches():
     x = torch.randn(8, 256, generator=generator, dtype=torch.float64) * spectrum
     r = float(torch.quantile(distances(x, z), 0.002))
     one, asked = screen(z, r)
-    for step in range(50):
-        assert missed(one.near(x), x, z, r) == 0
-        x = x + 0.4 * 0.8**step * torch.randn(8, 256, generator=generator) * spectrum
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("shielded.shields.screen.FEW", 16)
+        for step in range(50):
+            assert missed(one.near(x), x, z, r) == 0
+            x = x + 0.4 * 0.8**step * torch.randn(8, 256, generator=generator) * spectrum
     assert one.scans <= 15
     assert sum(asked) < 400
 

@@ -82,28 +82,30 @@ def squared_distances(x: Tensor, z: Tensor) -> Tensor:
     return torch.where(d2 > 1e-13 * norms, d2, 0.0)
 
 
-def roundoff() -> float:
-    """Unit roundoff of a float32 matrix product: 2^-24, or 2^-8 where a faster one is allowed."""
+def roundoff(length: int) -> float:
+    """What a float32 inner product <a, b> of that many numbers is off by, at most, by |a| |b|.
+
+    Sums are rounded to 2^-24 each; where a faster product is allowed, its factors to 2^-9.
+    """
     try:
         exact = torch.get_float32_matmul_precision() == "highest"
     except RuntimeError:  # set for one backend alone: it may be this one
         exact = False
-    return 2.0**-24 if exact else 2.0**-8
+    return length * 2.0**-24 + (0 if exact else 2.0**-7)
 
 
 def lower_squares(x: Tensor, z: Tensor) -> Tensor:
     """What |x_b - z_m|^2 is at least, (B, M) float32 through one fast product; NaN on overflow.
 
-    Rounding and the product are off by at most (D + 6) u (|x|^2 + |z|^2), u the roundoff; that is
-    granted twice.
+    Rounding and the product are off by at most `roundoff` (|x|^2 + |z|^2); that is granted twice.
     """
     a = x.to(torch.float32)
     b = a if x is z else z.to(torch.float32)
     zz = vector_norm(b, dim=1).square_()
     norms = (zz if x is z else vector_norm(a, dim=1).square_())[:, None] + zz
-    slack = 2 * roundoff() * (x.shape[1] + 6)
     with torch.autocast(x.device.type, enabled=False):
-        return torch.addmm(norms, a, b.T, alpha=-2).sub_(norms, alpha=slack)
+        d2 = torch.addmm(norms, a, b.T, alpha=-2)
+    return d2.sub_(norms, alpha=2 * roundoff(x.shape[1] + 6))
 
 
 def repel_sum(x: Tensor, z: Tensor, r: Tensor, allowed: Tensor) -> Tensor:

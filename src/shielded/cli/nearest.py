@@ -41,12 +41,12 @@ class Nearest:
     def see(self, rows: np.ndarray, z: Tensor, weight: Tensor) -> None:
         """Images z (N, D) at row addresses, with their weights (N,).
 
-        One float32 product rules out most pairs. Its error is at most (D + 2) u (xx + zz), u the
-        roundoff, which is granted twice; what is left is measured in float64.
+        One float32 product rules out most pairs. Its error is at most its roundoff (xx + zz), which
+        is granted twice; what is left is measured in float64.
         """
         z = z.to(torch.float32)
         zz, w = _squares(z), weight.float()
-        slack = 2 * roundoff() * (z.shape[1] + 2)
+        slack = 2 * roundoff(z.shape[1] + 2)
         for start in range(0, len(self.x), POINTS):
             part = slice(start, start + POINTS)
             xx = self.xx[part]

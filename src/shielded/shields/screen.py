@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The screen: exact search in a set that is not in memory, cheap along a sampling trajectory.
 
-Three sieves, none of which can lose a reference: the sketch (sketch.py) says how far each is at
-least; the nearest by that count make a list, which stays valid until some query has moved as far
-as the first that was left out (a skin, as the neighbour lists of molecular dynamics have: Verlet,
-1967); and what the list leaves is fetched and measured in float64.
+Sieves, none of which can lose a reference. The sketch (sketch.py) says how far each is at least.
+The nearest by that count make a list, which stays valid until some query has moved as far as the
+first that was left out (a skin, as the neighbour lists of molecular dynamics have: Verlet, 1967);
+the list has a shorter list of its own, and so on. What the last one leaves is fetched and measured
+in float64, and not again before some query can have come near it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, inf
 from torch.linalg import vector_norm
 
 from shielded.repel import squared_distances
@@ -22,9 +23,11 @@ from shielded.shields.sketch import Basis, Sketch, up
 
 __all__ = ["Found", "Screen"]
 
-LONG = 16384  # candidates that a list may hold, beside all that are within reach
-GATHER = 4  # what reading a row out of order costs, against one in order
+SHORTER = 8  # times, than the list before it
+AHEAD = 0.5  # of a list's skin, that it is made further on: queries go on as they went
+STEPS = 20  # and no more calls further on than these
 FEW = 16  # candidates that are measured without a look at their sketches
+PAIRS = 1 << 23  # bounds that are held at once
 HOT = 1 << 26  # bytes of points kept in memory after they were fetched
 
 
@@ -36,24 +39,25 @@ class Found:
     z: Tensor
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class List:
-    """Candidates for queries that were at x (B, D): all there are, until one has moved by `spare`.
-
-    row (U,) in the order of margin (U,): how far a query has to move, at least, to enter a shield.
-    `read` counts what has been read from it.
+    """Rows (U,) of the set, their sketches, their radii with losses: all there are, but for those
+    that were at least `spare` outside their shields for queries of sketches `at` (B, m + 1).
     """
 
-    x: Tensor
-    spare: float
     row: Tensor
-    margin: Tensor
-    read: int = 0
+    sketch: Sketch
+    wide: Tensor
+    at: Tensor
+    spare: float
 
-    def within(self, way: float) -> Tensor:
-        """The rows (M,) that queries can have entered which moved by at most `way`."""
-        far = up(self.x.new_tensor([way * (1 + 1e-9)]))
-        return self.row[: int(torch.searchsorted(self.margin, far, right=True))]
+    def left(self, a: Tensor) -> float:
+        """How much further queries that are at a (B, m + 1) may go, at least."""
+        return self.spare - way(self.at, a) if self.spare < inf else inf
+
+    def pick(self, few: Tensor, at: Tensor, spare: float) -> List:
+        """A shorter list, of the rows at places `few` (V,) in this one."""
+        return List(self.row[few], self.sketch.pick(few), self.wide[few], at, spare)
 
 
 class Screen:
@@ -71,92 +75,151 @@ class Screen:
         radius: Tensor,
         fetch: Callable[[Tensor], Tensor],
     ):
-        self.basis, self.radius, self.lost, self.fetch = basis, radius, lost, fetch
+        self.basis, self.radius, self.fetch = basis, radius, fetch
         self.sketch = Sketch(core, lost)
-        self._list: List | None = None
+        every = torch.arange(len(core), dtype=torch.int32, device=core.device)
+        nowhere = radius.new_zeros(0)
+        self._lists = [List(every, self.sketch, up(radius + lost), nowhere, inf)]  # ever shorter
+        self._skin = 0.0  # of the last list that was taken from all
+        self._last, self._move = nowhere, nowhere.reshape(0, 1)
+        self._known = nowhere, every[:0].long(), nowhere  # queries, rows and their margins there
         self._hot: OrderedDict[int, Tensor] = OrderedDict()
-        self.scans = 0  # how often all sketches were read
+        self._read = 0
+
+    @property
+    def scans(self) -> float:
+        """How many sketches were read, in units of all that there are."""
+        return self._read / max(len(self.radius), 1)
 
     def near(self, x: Tensor, reach: float = 0.0) -> Found:
         """All references within radius + reach of any x (B, D), float64."""
         row = self._candidates(x, reach)
-        if len(row) > FEW:
-            row = self._sifted(row, x, reach)
-        z = self._points(row)
-        limit = (self.radius[row] + reach) * (1 + 1e-9)
-        inside = (squared_distances(x, z).sqrt() <= limit).any(0)
-        return Found(row[inside], z[inside])
+        margin = self._remembered(x, row)
+        asked = (margin <= reach).nonzero()[:, 0]
+        some = row[asked]
+        z = self._points(some)
+        outside = squared_distances(x, z).sqrt() * (1 - 1e-9) - self.radius[some]
+        margin[asked] = outside.amin(0)
+        self._known = x, row, margin
+        inside = margin[asked] <= reach
+        return Found(some[inside], z[inside])
 
     def closest(self, x: Tensor) -> Found:
-        """For each x (B, D) the reference with the smallest distance / radius, and maybe others.
+        """For each x (B, D) the reference with the smallest distance / radius, and maybe others."""
+        if not len(self.radius):
+            return Found(x.new_zeros(0, dtype=torch.long), x[:0])
+        row = self._first(x).unique()
+        return Found(row, self._points(row))
+
+    def _candidates(self, x: Tensor, reach: float) -> Tensor:
+        """Rows (M,), ascending, of the shortest list that holds, without those shown to be far.
+
+        From the margins that this takes, shorter lists are made, as long as one may last.
+        """
+        a, blur = self.basis.query(x)
+        blurred = 2 * float(blur.max())
+        on, least = self._follow(a, reach + blurred)
+        while not self._lists[-1].left(a) > reach + blurred:
+            self._lists.pop()
+        near = self._lists[-1]
+        if len(self._lists) == 1 and on is not None:
+            few, spare = self._few(near, self._margins(near, on, blur), inf)
+            if spare > way(on, a) + least:
+                near = self._shorten(near.pick(few, on, spare))
+        if len(near.row) <= FEW:
+            return near.row.long()
+        margin = self._margins(near, a, blur)
+        row = near.row[~(margin > reach)]
+        while len(margin) > FEW:
+            few, spare = self._few(near, margin, near.left(a) - blurred)
+            if not spare > least:
+                break
+            near, margin = self._shorten(near.pick(few, a, spare)), margin[few]
+        return row.long()
+
+    def _margins(self, near: List, a: Tensor, blur: Tensor) -> Tensor:
+        self._read += len(near.row)
+        return near.sketch.margins(a, blur, near.wide)
+
+    def _few(self, near: List, margin: Tensor, left: float) -> tuple[Tensor, float]:
+        """Places (V,) of the nearest in a list, and how far the first that they leave out is."""
+        some = margin[:: max(1, len(margin) // 4096)]
+        spare = min(left, float(some.kthvalue(max(1, len(some) // SHORTER)).values))
+        few = (~(margin > spare)).nonzero()[:, 0]
+        return few, spare if len(few) <= 2 * len(margin) / SHORTER else -inf
+
+    def _shorten(self, near: List) -> List:
+        if len(self._lists) == 1:
+            self._skin = near.spare
+        self._lists.append(near)
+        return near
+
+    def _follow(self, a: Tensor, reach: float) -> tuple[Tensor | None, float]:
+        """Where queries are heading, if they do, and what a list must spare to last a call more.
+
+        A jump, such as from one generation to the next, is made once and says nothing.
+        """
+        move = a - self._last if self._last.shape == a.shape else torch.full_like(a, inf)
+        before, self._last, self._move = self._move, a, move
+        least = reach + min(furthest(before), furthest(move))
+        steady = before.shape == a.shape and bool((before * move).sum() > 0.5 * move.square().sum())
+        if not self._skin or not steady:
+            return None, least
+        return a + min(AHEAD * self._skin / furthest(move), STEPS) * move, least
+
+    def _remembered(self, x: Tensor, row: Tensor) -> Tensor:
+        """What the margins of rows (M,) are at least, from when they were measured; else -inf."""
+        before, known, margin = self._known
+        if not len(known) or before.shape != x.shape:
+            return x.new_full((len(row),), -inf)
+        place = torch.searchsorted(known, row).clamp(max=len(known) - 1)
+        return torch.where(known[place] == row, margin[place] - way(before, x), -inf)
+
+    def _first(self, x: Tensor) -> Tensor:
+        """For each x (B, D) the row with the smallest share = distance / radius.
+
+        What a list leaves out has a share of 1 + (way to it) / radius at least: a reference of a
+        smaller share is the first of all, and longer lists need not be read.
+        """
+        a, blur = self.basis.query(x)
+        row = torch.zeros(len(x), dtype=torch.long, device=x.device)
+        share = torch.full((len(x),), inf, dtype=torch.float64)
+        todo, widest = torch.arange(len(x), device=x.device), float(self.radius.max())
+        for near in reversed(self._lists):
+            left = near.left(a) - 2 * float(blur.max())
+            if left <= 0 or not len(near.row) or (left < inf and not widest):
+                continue
+            for part in todo.split(max(1, PAIRS // len(near.row))):
+                self._read += len(near.row)
+                bound = near.sketch.bounds(a[part], blur[part])
+                bound = _share(bound, self.radius[near.row.long()])
+                for b, low in zip(part.tolist(), bound, strict=True):
+                    row[b], share[b] = self._best(near, x[b : b + 1], low)
+            todo = todo[share[todo.cpu()] > 1 + left / widest] if left < inf else todo[:0]
+        return row
+
+    def _best(self, near: List, x: Tensor, share: Tensor) -> tuple[Tensor, float]:
+        """The row of a list with the smallest share from x (1, D), given lower bounds (U,).
 
         References are measured in the order of their bounds, until the next bound is further than
         the best that was found.
         """
-        if not len(self.radius):
-            return Found(x.new_zeros(0, dtype=torch.long), x[:0])
-        bound = _share(self.sketch.bounds(*self.basis.query(x)), self.radius)
-        row = torch.stack([self._best(x[b : b + 1], bound[b]) for b in range(len(x))])
-        row = row.unique()
-        return Found(row, self._points(row))
-
-    def _best(self, x: Tensor, share: Tensor) -> Tensor:
-        """The row with the smallest share from x (1, D), given lower bounds of them (N,)."""
-        best, at, done, count = torch.inf, share.argmin(), 0, 32
+        best, at, done, count = inf, share.argmin(), 0, 32
         while done < len(share):
             count = min(count, len(share))
             bound, order = share.topk(count, largest=False)
-            row = order[done:][bound[done:] <= best]
-            if not len(row):
+            few = order[done:][bound[done:] <= best]
+            if not len(few):
                 break
+            row = near.row[few].long()
             d = squared_distances(x, self._points(row))[0].sqrt()
             measured = _share(d, self.radius[row])
             if float(measured.min()) < best:
-                best, at = float(measured.min()), row[measured.argmin()]
-            if len(row) < count - done:
+                best, at = float(measured.min()), few[measured.argmin()]
+            if len(few) < count - done:
                 break  # the next bound is further than the best
             done, count = count, 4 * count
-        return at
-
-    def _candidates(self, x: Tensor, reach: float) -> Tensor:
-        """Rows (M,) of the list, which is made anew where a query has left its skin.
-
-        Or where reading it has cost as much as a new one would: so the cost is never more than
-        twice that of the best times to scan, whatever way the queries go.
-        """
-        old = self._list
-        if old is not None and old.x.shape == x.shape:
-            way = float(vector_norm(x - old.x, dim=1).max()) + reach
-            if way * (1 + 1e-9) < old.spare:
-                row = old.within(way)
-                old.read += GATHER * len(row)
-                if old.read <= len(self.radius) or way == reach:
-                    return row
-        self.scans += 1
-        margin = self.sketch.margins(*self.basis.query(x), self.radius)
-        self._list = List(x, *self._nearest(margin, reach))
-        return self._list.within(reach)
-
-    def _nearest(self, margin: Tensor, reach: float) -> tuple[float, Tensor, Tensor]:
-        """The first margin left out, and the rows and margins of the list, ascending."""
-        if len(margin) <= LONG:
-            value, row = margin.sort()
-            return torch.inf, row, value
-        value, row = margin.topk(LONG + 1, largest=False)
-        if float(value[-1]) > reach:
-            return float(value[-1]), row[:-1], value[:-1]
-        near = (margin <= reach).nonzero()[:, 0]  # crowded: no skin, good for x alone
-        value, order = margin[near].sort()
-        return reach, near[order], value
-
-    def _sifted(self, row: Tensor, x: Tensor, reach: float) -> Tensor:
-        """Those of the rows (M,) that their bounds do not rule out for x (B, D)."""
-        a, blur = self.basis.query(x)
-        core = self.sketch.core[row].to(torch.float64)
-        norms = a.square().sum(1)[:, None] + core.square().sum(1)
-        bound = (norms - 2 * (a @ core.T) - 1e-13 * norms).clamp(min=0).sqrt() * (1 - 1e-9)
-        wide = self.radius[row] + self.lost[row] + reach
-        return row[(bound - blur[:, None] <= wide).any(0)]
+        return near.row[at].long(), best
 
     def _points(self, row: Tensor) -> Tensor:
         """The points (M, D) of rows, float64: from memory where they were used lately."""
@@ -180,3 +243,13 @@ def _share(distance: Tensor, radius: Tensor) -> Tensor:
     """distance / radius; a radius of 0 shields nothing and comes after all others."""
     last = 1e30 * (1 + distance.clamp(min=0) / (1 + distance.clamp(min=0)))
     return torch.where(radius > 0, distance / radius, last.to(distance.dtype))
+
+
+def furthest(move: Tensor) -> float:
+    """The length of the longest of moves (B, m + 1), a hair too large; 0 if there are none."""
+    return float(vector_norm(move, dim=1).max()) * (1 + 1e-9) if len(move) else 0.0
+
+
+def way(a: Tensor, b: Tensor) -> float:
+    """How far the furthest of points (B, m + 1) has moved; infinitely if they are others."""
+    return furthest(a - b) if a.shape == b.shape else inf

@@ -26,7 +26,10 @@ __all__ = ["Basis", "Sketch"]
 WIDTHS = (8, 16, 32, 64, 128)  # dimensions m that a fit chooses from
 SCAN = 1e-10  # seconds to read one number of the sketch: about 10 GB/s in float32
 FETCH = 5e-5  # seconds to fetch and measure one reference from disk
-CHUNK = 1 << 15  # rows of one matrix product: its result stays in the cache
+CHUNK = 1 << 14  # rows of one matrix product: its result stays in the cache
+FEW = 4096  # rows that are worth float32
+MOST = 3e38  # what is further than float32 can tell is no nearer
+TINY = 2.0**-100  # more than what is lost where float32 has no smaller numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,10 @@ class Basis:
 
     mean: Tensor
     axes: Tensor
+
+    def __post_init__(self) -> None:
+        # Laid out so that x @ axes.T reads memory in order.
+        object.__setattr__(self, "axes", self.axes.T.contiguous().T)
 
     @classmethod
     def fit(cls, sample: Tensor, radius: float | None = None, count: int | None = None) -> Basis:
@@ -85,8 +92,9 @@ class Basis:
         s = x @ self.axes.T
         xx = x.square().sum(1, keepdim=True)
         rest = (xx - s.square().sum(1, keepdim=True)).clamp(min=0).sqrt()
-        a = torch.cat([s, rest], 1)
-        return a, self.blur(a) + (4 * self._sure) ** 0.5 * xx[:, 0].sqrt()
+        length, sure = xx[:, 0].sqrt(), self._sure
+        blur = (sure + (4 * sure) ** 0.5) * length + sure * vector_norm(self.mean)
+        return torch.cat([s, rest], 1), blur
 
     @property
     def _sure(self) -> float:
@@ -113,56 +121,71 @@ def _principal(x: Tensor, most: int) -> Tensor:
 class Sketch:
     """Sketches of N references, and lower bounds of their distances to any query.
 
-    `core` (N, m + 1) is kept in float32 or bfloat16. `lost` (N,) float64 is what rounding moved
-    each by: a bound on the sketches that are kept, less what was lost on either side, is a bound
-    on the points. One matrix product gives all of them; its own rounding, at most (m + 4) u
-    (|a_x| |a_z| + |a_x|^2 + |a_z|^2) for unit roundoff u, is granted twice.
+    `core` (N, m + 1) is kept in float32 or bfloat16. `lost` (N,) is what rounding moved each by: a
+    bound on the sketches that are kept, less what was lost on either side, is a bound on the
+    points. One matrix product v gives all of them: if it is off by at most e |a_x| |a_z|, then
+
+        |a_x - a_z|^2 >= (1 - e) (|a_x|^2 + |a_z|^2) - 2 v                                  (2)
+
+    On a CPU, bfloat16 is multiplied as it is, which reads half the memory: products of bfloat16
+    are exact in float32, and only their sum is rounded to it, by 2^-9.
     """
 
-    def __init__(self, core: Tensor, lost: Tensor):
+    def __init__(self, core: Tensor, lost: Tensor, square: Tensor | None = None):
         self.core, self.lost = core, up(lost)
-        self.square = torch.cat(
-            [part.to(torch.float32).square().sum(1) for part in core.split(CHUNK)]
-        )
-        self.size = float(self.square.max().sqrt()) if len(core) else 0.0
+        self.square = _squares(core) if square is None else square  # (N,) float32
+        self.direct = core.dtype == torch.bfloat16 and core.device.type == "cpu"
 
     def __len__(self) -> int:
         return len(self.core)
+
+    def pick(self, row: Tensor) -> Sketch:
+        """The sketches of some rows (U,); of few in float32, for a sharper product."""
+        core = self.core.index_select(0, row)
+        core = core.to(torch.float32) if len(row) <= FEW else core
+        return Sketch(core, self.lost[row], self.square[row])
 
     def bounds(self, a: Tensor, blur: Tensor) -> Tensor:
         """(B, N) float32: what the distances of queries a (B, m + 1) to all are at least.
 
         `blur` (B,) is what the sketches a are off by.
         """
-        query, below, off = self._query(a, blur)
-        parts = [
-            _root(below[:, None] + square - 2 * (query @ core.T)) - lost - off[:, None]
-            for core, square, lost in self._parts()
-        ]
-        return torch.cat(parts, 1) if parts else a.new_zeros((len(a), 0), dtype=torch.float32)
+        query, below, off, share = self._query(a, blur)
+        found = torch.empty((len(a), len(self)), dtype=torch.float32, device=a.device)
+        for part, v in self._products(query):
+            d2 = torch.sub(below, v, alpha=2).add_(self.square[part, None], alpha=share)
+            d = d2.nan_to_num_(nan=0.0).clamp_(0, MOST).sqrt_()
+            found[:, part] = (d - self.lost[part, None] - off).T
+        return found
 
-    def margins(self, a: Tensor, blur: Tensor, radius: Tensor) -> Tensor:
-        """(N,) float32: how far the nearest query must move, at least, to be within each radius."""
-        query, below, off = self._query(a, blur)
-        parts = [
-            _root((below[:, None] - 2 * (query @ core.T)).amin(0) + square) - lost
-            for core, square, lost in self._parts()
-        ]
-        none = a.new_zeros(0, dtype=torch.float32)
-        return torch.cat([none, *parts]) - (up(radius) + off.max())
+    def margins(self, a: Tensor, blur: Tensor, wide: Tensor) -> Tensor:
+        """(N,) float32: how far the nearest query must move, at least, to be within each `wide`.
 
-    def _query(self, a: Tensor, blur: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The queries in float32, |a_x|^2 less all slack, and what they are off by."""
-        query, off = rounded(a)
+        `wide` (N,) float32 is each radius with what was `lost`. NaN where float32 overflowed.
+        """
+        query, below, off, share = self._query(a, blur)
+        found = torch.empty(len(self), dtype=torch.float32, device=a.device)
+        for part, v in self._products(query):
+            d2 = torch.sub(below, v, alpha=2).amin(1).add_(self.square[part], alpha=share)
+            found[part] = d2.clamp_(0, MOST).sqrt_().sub_(wide[part])
+        return found.sub_(float(off.max()))
+
+    def _query(self, a: Tensor, blur: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
+        """Queries as they are multiplied, their part of (2), what they are off by, and 1 - e."""
+        query, off = rounded(a, torch.bfloat16 if self.direct else torch.float32)
+        sums = (a.shape[1] + 16) * 2.0**-24  # of float32, granted twice; and the root's
+        share = 1 - 2 * (sums + (2.0**-8 if self.direct else roundoff(a.shape[1] + 8)))
         xx = query.to(torch.float64).square().sum(1)
-        slack = 2 * roundoff() * (a.shape[1] + 6) * (xx + self.size**2 + xx.sqrt() * self.size)
-        return query, -up(slack - xx), up(off + blur)
+        below = xx * share - TINY * (1 + xx.sqrt())
+        return query.T, -up(-below), up(off + blur), share
 
-    def _parts(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Pieces of all rows, small enough for the cache: core in float32, square, lost."""
-        for start in range(0, len(self.core), CHUNK):
+    def _products(self, query: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """<a_z, a_x> (n, B) for pieces of all rows, small enough for the cache."""
+        for start in range(0, len(self), CHUNK):
             part = slice(start, start + CHUNK)
-            yield self.core[part].to(torch.float32), self.square[part], self.lost[part]
+            core = self.core[part]
+            with torch.autocast(core.device.type, enabled=False):
+                yield part, (core if self.direct else core.to(torch.float32)) @ query
 
 
 def rounded(a: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
@@ -173,11 +196,11 @@ def rounded(a: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tens
 
 def up(x: Tensor) -> Tensor:
     """float64 as float32, never smaller."""
-    y = x.to(torch.float32)
-    inf = torch.full_like(y, torch.inf)
-    return torch.where(y.to(torch.float64) < x, torch.nextafter(y, inf), y)
+    if x.dtype == torch.float32:
+        return x
+    return torch.nextafter(x.to(torch.float32), torch.tensor(torch.inf, device=x.device))
 
 
-def _root(d2: Tensor) -> Tensor:
-    """The root of squared distances, a hair too small; 0 where float32 overflowed."""
-    return d2.nan_to_num_(nan=0.0).clamp_(min=0).sqrt_().mul_(1 - 1e-6)
+def _squares(core: Tensor) -> Tensor:
+    none = torch.zeros(0, dtype=torch.float32, device=core.device)
+    return torch.cat([none, *(part.float().square().sum(1) for part in core.split(CHUNK))])
