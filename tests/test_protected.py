@@ -164,6 +164,20 @@ def test_a_set_made_by_another_encoder_is_refused(tmp_path):
     Spell(Shields.protected(same.path)).prepare(pipe)
 
 
+def test_a_set_is_compared_at_the_size_of_its_own_pictures(tmp_path):
+    """Which need not be the model's; a fingerprint without a size is told from one."""
+    from shielded.spaces import fingerprint
+
+    pipe = FAMILIES["stable_diffusion"]().pipe
+    own, wide = fingerprint(pipe), fingerprint(pipe, 16, 32)
+    assert own["size"] != wide["size"]
+    made = ProtectedSet.create(tmp_path / "wide", wide["shape"], wide, radius=1.0)
+    Shields.protected(made.path).check(pipe)
+    bare = ProtectedSet.create(tmp_path / "bare", own["shape"], {**own, "size": None}, radius=1.0)
+    with pytest.raises(ShapeMismatch, match="image size none against"):
+        Shields.protected(bare.path).check(pipe)
+
+
 def test_a_set_of_another_shape_is_refused(store):
     pipe = FAMILIES["stable_diffusion"]().pipe
     with (
