@@ -19,6 +19,17 @@ class Name(enum.StrEnum):
     overlap = "overlap"
     overhead = "overhead"
     scale = "scale"
+    protected = "protected"
+
+
+OWN = {  # options that not every bench has
+    "features": (Name.sprites,),
+    "data": (Name.sprites, Name.protected),
+    "images": (Name.protected,),
+    "size": (Name.protected,),
+    "batch": (Name.protected,),
+    "steps": (Name.protected,),
+}
 
 
 def bench(
@@ -29,21 +40,41 @@ def bench(
         Path | None, typer.Option(help="ResNet-56 weights (safetensors), for `sprites`.")
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="Archive of training tiles (npz), for `sprites`.")
+        Path | None,
+        typer.Option(help="Archive of training tiles (npz), for `sprites` and `protected`."),
+    ] = None,
+    images: Annotated[
+        int | None, typer.Option(min=1, help="Images a way, for `protected`: 5000.")
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option(min=1, help="Of the larger set, for `protected`: 200000.")
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Images at a time, for `protected`: 16.")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Sampling steps, for `protected`: the model's own.")
     ] = None,
 ) -> None:
     """Measure one table of the documentation and print it as Markdown."""
     with guarded():
         from shielded.errors import BadInput
 
-        given: dict[str, Any] = {"features": features, "data": data}
-        asked = {key: str(value) for key, value in given.items() if value is not None}
-        if asked and name is not Name.sprites:
-            raise BadInput(
-                "--features and --data belong to `shielded bench sprites`: leave them out."
-            )
-        for path in asked.values():
-            if not Path(path).is_file():
+        given = {
+            "features": features,
+            "data": data,
+            "images": images,
+            "size": size,
+            "batch": batch,
+            "steps": steps,
+        }
+        asked: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+        for key in asked:
+            if name not in OWN[key]:
+                owners = " and ".join(f"`shielded bench {owner.value}`" for owner in OWN[key])
+                raise BadInput(f"--{key} belongs to {owners}: leave it out.")
+        for path in (features, data):
+            if path is not None and not path.is_file():
                 raise BadInput(f"there is no file {path}: check the path.")
         from shielded.cli.load import quiet
 
