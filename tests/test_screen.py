@@ -117,6 +117,24 @@ def test_the_bound_is_a_bound(seed, d, kind):
     assert bool((low.double() <= distances(x, z)).all())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [1e-12, 1.0, 1e12])
+def test_margins_are_margins_where_distances_are_small_against_norms(dtype, size):
+    """What the product of the sketches loses is less than what is taken off for it."""
+    generator = torch.Generator().manual_seed(0)
+    b = size * (torch.randn(1, 65, generator=generator, dtype=torch.float64) + 3)
+    b = b * (1 + 1e-3 * torch.randn(20000, 65, generator=generator, dtype=torch.float64))
+    core, lost = rounded(b, dtype)
+    b = core.double()  # so that the product alone is on trial
+    sketch, none = Sketch(core, 0 * lost), torch.zeros(8, dtype=torch.float64)
+    true = torch.cdist(b[:8], b, compute_mode="donot_use_mm_for_euclid_dist")
+    low = sketch.margins(b[:8], none, torch.zeros(len(b)))
+    assert bool((low.double() <= true.amin(0)).all())
+    assert bool((sketch.bounds(b[:8], none).double() <= true).all())
+    apart = -sketch.margins(-b[:8], none, torch.zeros(len(b))) + torch.cdist(-b[:8], b).amin(0)
+    assert float(apart.max()) < 0.01 * float(b[0].norm()), "and not much more than that"
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     st.integers(0, 10**6),

@@ -26,7 +26,7 @@ __all__ = ["Found", "Screen"]
 SHORTER = 8  # times, than the list before it
 AHEAD = 0.5  # of a list's skin, that it is made further on: queries go on as they went
 STEPS = 20  # and no more calls further on than these
-FEW = 16  # candidates that are measured without a look at their sketches
+FEW = 16  # candidates that are measured beyond those that have to be
 PAIRS = 1 << 23  # bounds that are held at once
 HOT = 1 << 26  # bytes of points kept in memory after they were fetched
 
@@ -83,6 +83,7 @@ class Screen:
         self._skin = 0.0  # of the last list that was taken from all
         self._last, self._move = nowhere, nowhere.reshape(0, 1)
         self._known = nowhere, every[:0].long(), nowhere  # queries, rows and their margins there
+        self._sure = -inf  # how far queries may go before others than the known rows count
         self._hot: OrderedDict[int, Tensor] = OrderedDict()
         self._read = 0
 
@@ -93,7 +94,10 @@ class Screen:
 
     def near(self, x: Tensor, reach: float = 0.0) -> Found:
         """All references within radius + reach of any x (B, D), float64."""
-        row = self._candidates(x, reach)
+        self._sure -= way(self._known[0], x)
+        row = self._known[1]
+        if not self._sure > reach:
+            row, self._sure = self._candidates(x, reach)
         margin = self._remembered(x, row)
         asked = (margin <= reach).nonzero()[:, 0]
         some = row[asked]
@@ -111,10 +115,11 @@ class Screen:
         row = self._first(x).unique()
         return Found(row, self._points(row))
 
-    def _candidates(self, x: Tensor, reach: float) -> Tensor:
+    def _candidates(self, x: Tensor, reach: float) -> tuple[Tensor, float]:
         """Rows (M,), ascending, of the shortest list that holds, without those shown to be far.
 
-        From the margins that this takes, shorter lists are made, as long as one may last.
+        And how far queries may go, at least, before others count. From the margins that this
+        takes, shorter lists are made, as long as one may last.
         """
         a, blur = self.basis.query(x)
         blurred = 2 * float(blur.max())
@@ -126,16 +131,17 @@ class Screen:
             few, spare = self._few(near, self._margins(near, on, blur), inf)
             if spare > way(on, a) + least:
                 near = self._shorten(near.pick(few, on, spare))
-        if len(near.row) <= FEW:
-            return near.row.long()
         margin = self._margins(near, a, blur)
-        row = near.row[~(margin > reach)]
-        while len(margin) > FEW:
-            few, spare = self._few(near, margin, near.left(a) - blurred)
+        left = near.left(a) - blurred
+        while len(margin) > SHORTER * FEW:
+            few, spare = self._few(near, margin, left)
             if not spare > least:
                 break
-            near, margin = self._shorten(near.pick(few, a, spare)), margin[few]
-        return row.long()
+            near, margin, left = self._shorten(near.pick(few, a, spare)), margin[few], spare
+        count = int((~(margin > reach)).sum()) + FEW
+        sure = min(left, float(margin.kthvalue(count).values)) if count < len(margin) else left
+        sure = sure if sure > least else reach
+        return near.row[~(margin > sure)].long(), sure
 
     def _margins(self, near: List, a: Tensor, blur: Tensor) -> Tensor:
         self._read += len(near.row)

@@ -173,8 +173,8 @@ class Sketch:
     def _query(self, a: Tensor, blur: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
         """Queries as they are multiplied, their part of (2), what they are off by, and 1 - e."""
         query, off = rounded(a, torch.bfloat16 if self.direct else torch.float32)
-        sums = (a.shape[1] + 16) * 2.0**-24  # of float32, granted twice; and the root's
-        share = 1 - 2 * (sums + (2.0**-8 if self.direct else roundoff(a.shape[1] + 8)))
+        sums = (a.shape[1] + 16) * 2.0**-24  # roundings of float32 on the way to a margin
+        share = 1 - 2 * (sums + (2.0**-9 if self.direct else roundoff(a.shape[1])))  # e twice
         xx = query.to(torch.float64).square().sum(1)
         below = xx * share - TINY * (1 + xx.sqrt())
         return query.T, -up(-below), up(off + blur), share
@@ -183,9 +183,10 @@ class Sketch:
         """<a_z, a_x> (n, B) for pieces of all rows, small enough for the cache."""
         for start in range(0, len(self), CHUNK):
             part = slice(start, start + CHUNK)
-            core = self.core[part]
+            core = self.core[part] if self.direct else self.core[part].to(torch.float32)
             with torch.autocast(core.device.type, enabled=False):
-                yield part, (core if self.direct else core.to(torch.float32)) @ query
+                v = core @ query
+            yield part, v
 
 
 def rounded(a: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
@@ -198,7 +199,8 @@ def up(x: Tensor) -> Tensor:
     """float64 as float32, never smaller."""
     if x.dtype == torch.float32:
         return x
-    return torch.nextafter(x.to(torch.float32), torch.tensor(torch.inf, device=x.device))
+    y = x.to(torch.float32)
+    return torch.nextafter(y, y.new_full((), torch.inf))
 
 
 def _squares(core: Tensor) -> Tensor:
