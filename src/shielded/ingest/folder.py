@@ -4,18 +4,21 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from shielded.ingest.picture import (
     HEAD,
     Aside,
     Item,
-    Picture,
     Skipped,
     clean,
     promises_picture,
-    read_file,
     suffix,
 )
+from shielded.ingest.single import Single
+
+if TYPE_CHECKING:
+    from shielded.ingest.source import Piece
 
 
 class Folder:
@@ -29,7 +32,17 @@ class Folder:
         self.share = 0.0  # of its files already passed
 
     def __iter__(self) -> Iterator[Item]:
-        total = sum(len(files) for _, _, files in os.walk(self.root)) or 1
+        for piece in self.pieces():
+            passed = self.share
+            for item in (piece,) if isinstance(piece, (Skipped, Aside)) else piece:
+                yield item
+                inner = 1.0 if isinstance(piece, (Skipped, Aside)) else piece.share
+                self.share = min(passed + inner / self._total, 1.0)
+        self.share = 1.0
+
+    def pieces(self) -> "Iterator[Piece]":
+        """Its files in the same order, none of them read, and what cannot be had."""
+        self.share, self._total = 0.0, sum(len(files) for _, _, files in os.walk(self.root)) or 1
         folders, passed = [self.root], 0
         while folders:
             folder = folders.pop()
@@ -41,49 +54,23 @@ class Folder:
             inner = [entry.path for entry in entries if _is_folder(entry)]
             folders += reversed(inner)
             for entry in entries:
-                if _is_folder(entry):
-                    continue
-                for item in self._file(entry):
-                    yield item
-                    self.share = min((passed + self._within) / total, 1.0)
-                passed += 1
-        self.share = 1.0
+                if not _is_folder(entry):
+                    yield self._file(entry)
+                    passed += 1
+                    self.share = min(passed / self._total, 1.0)
 
-    def _file(self, entry: os.DirEntry[str]) -> Iterator[Item]:
-        self._within = 0.0  # share of an archive that is being read
+    def _file(self, entry: os.DirEntry[str]) -> "Piece":
         if entry.name.startswith("."):
-            yield Aside("hidden")
-            return
+            return Aside("hidden")
         refused = self._link(entry) if entry.is_symlink() else None
         if refused is not None:
-            yield refused
-        elif not entry.is_file():
-            yield Skipped(self._id(entry.path), "not a regular file")
-        else:
-            path = os.path.realpath(entry.path) if entry.is_symlink() else entry.path
-            yield from self._content(path, self._id(entry.path))
+            return refused
+        if not entry.is_file():
+            return Skipped(self._id(entry.path), "not a regular file")
+        path = os.path.realpath(entry.path) if entry.is_symlink() else entry.path
+        return _content(path, self._id(entry.path))
 
-    def _content(self, path: str, name: str) -> Iterator[Item]:
-        from shielded.ingest.source import container
-
-        inside = container(path, name)
-        if inside is not None:
-            for item in inside:
-                self._within = inside.share
-                yield item
-            return
-        try:
-            with open(path, "rb") as file:
-                head = file.read(HEAD)
-        except OSError as error:
-            yield Skipped(name, f"cannot be read ({error.strerror or error})")
-            return
-        if promises_picture(name, head):
-            yield Picture(name, clean(path), lambda: read_file(path))
-        else:
-            yield Aside(suffix(name) or "no suffix")
-
-    def _link(self, entry: os.DirEntry[str]) -> Item | None:
+    def _link(self, entry: os.DirEntry[str]) -> Skipped | Aside | None:
         """What keeps a symbolic link from being read as the file that it leads to, if anything."""
         target = os.path.realpath(entry.path)
         if not within(target, self.root):
@@ -99,6 +86,23 @@ class Folder:
 
     def _id(self, path: str) -> str:
         return clean(path[len(self.root) :].replace(os.sep, "/").lstrip("/") or ".")
+
+
+def _content(path: str, name: str) -> "Piece":
+    """A file by its suffix or its first bytes: many pictures, one, or none."""
+    from shielded.ingest.source import container
+
+    inside = container(path, name)
+    if inside is not None:
+        return inside
+    try:
+        with open(path, "rb") as file:
+            head = file.read(HEAD)
+    except OSError as error:
+        return Skipped(name, f"cannot be read ({error.strerror or error})")
+    if promises_picture(name, head):
+        return Single(path, name)
+    return Aside(suffix(name) or "no suffix")
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -4,10 +4,15 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from shielded.errors import BadInput
 from shielded.ingest.folder import within
-from shielded.ingest.picture import Item, Picture, Skipped, clean, read_file
+from shielded.ingest.picture import Item, Skipped, clean
+from shielded.ingest.single import Single
+
+if TYPE_CHECKING:
+    from shielded.ingest.source import File
 
 
 class Listing:
@@ -29,24 +34,27 @@ class Listing:
         self.share = 0.0
 
     def __iter__(self) -> Iterator[Item]:
-        for done, line in enumerate(self.lines):
-            for item, inner in self._line(line):
-                yield item
-                self.share = (done + inner) / len(self.lines)
+        for done, piece in enumerate(self.pieces()):
+            if isinstance(piece, Skipped):
+                yield piece
+            else:
+                for item in piece:
+                    yield item
+                    self.share = (done + piece.share) / len(self.lines)
+            self.share = (done + 1) / len(self.lines)
 
-    def _line(self, line: str) -> Iterator[tuple[Item, float]]:
+    def pieces(self) -> "Iterator[File | Skipped]":
+        """The file that each line names, not read, or why it cannot be had."""
+        return map(self._line, self.lines)
+
+    def _line(self, line: str) -> "File | Skipped":
         from shielded.ingest.source import container
 
         path = os.path.realpath(os.path.join(self.root, line))
         name = clean(os.path.normpath(line).replace(os.sep, "/"))
         if not os.path.isabs(line) and not within(path, self.root):
-            reason = "a relative path that leaves the list's folder: write it in full"
-            yield Skipped(name, reason), 1.0
-        elif not os.path.isfile(path):
+            return Skipped(name, "a relative path that leaves the list's folder: write it in full")
+        if not os.path.isfile(path):
             there = os.path.exists(path)
-            yield Skipped(name, "not a regular file" if there else "there is no such file"), 1.0
-        elif (inside := container(path, name)) is not None:
-            for item in inside:
-                yield item, inside.share
-        else:
-            yield Picture(name, clean(path), lambda: read_file(path)), 1.0
+            return Skipped(name, "not a regular file" if there else "there is no such file")
+        return container(path, name) or Single(path, name)

@@ -4,7 +4,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 from shielded.errors import BadInput
 from shielded.ingest import archive, latents, table
@@ -12,10 +12,14 @@ from shielded.ingest.archive import Archive
 from shielded.ingest.folder import Folder
 from shielded.ingest.latents import Latents
 from shielded.ingest.listing import Listing
-from shielded.ingest.picture import Aside, Item, Picture, clean, read_file
+from shielded.ingest.picture import Aside, Item, Skipped, clean
+from shielded.ingest.single import Single
 from shielded.ingest.table import Table
 
 LISTS = (".txt", ".lst", ".list")
+
+File = Single | Archive | Table | Latents
+Piece = File | Skipped | Aside
 
 
 class Source(Protocol):
@@ -55,16 +59,15 @@ def container(path: str, name: str) -> Archive | Table | Latents | None:
     return None
 
 
-class Single:
-    """One picture, whose id is the name of its file."""
-
-    def __init__(self, path: str, name: str):
-        self.path, self.name = path, name
-        self.share = 0.0
-
-    def __iter__(self) -> Iterator[Item]:
-        yield Picture(self.name, clean(self.path), lambda: read_file(self.path))
-        self.share = 1.0
+def pieces(source: Source) -> Iterator[Piece]:
+    """The files that a source (one without `named`) is made of, none of them read."""
+    if isinstance(source, Several):
+        for one, _ in source.sources:
+            yield from pieces(one)
+    elif isinstance(source, (Folder, Listing)):
+        yield from source.pieces()
+    else:
+        yield cast(File, source)
 
 
 class Several:
