@@ -30,6 +30,10 @@ class NotStored(ShieldedError, OSError):
     """A change that could not be written: a full disk, a folder without permission."""
 
 
+class Lost(ShieldedError, RuntimeError):
+    """Work on other processes or machines that did not come back."""
+
+
 class UnsupportedScheduler(ShieldedError, TypeError):
     """A scheduler, or a way of calling one, whose expected output x0 is not known."""
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,10 +14,14 @@ from torch import Tensor
 
 from shielded.errors import BadInput, ShapeMismatch
 from shielded.shields.faiss_index import KINDS, FaissIndex, Search
-from shielded.shields.screen import Found, Screen
+from shielded.shields.hits import Hits
+from shielded.shields.screen import Screen
 from shielded.shields.shields import References
 from shielded.shields.sketch import Basis, rounded
 from shielded.shields.store import Part, ProtectedSet
+
+if TYPE_CHECKING:
+    from shielded.shields.ray_screen import RayScreen
 
 SAMPLE = 4096  # latents that a basis is fitted on
 GROWTH = 4  # a set this many times larger than when its basis was chosen gets another
@@ -34,14 +38,21 @@ class Protected:
         radius: float | None = None,
         search: str = "screen",
         nprobe: int = 2,
+        shards: int = 2,
     ):
-        if search not in ("screen", *KINDS):
-            raise BadInput(f"search is {search!r}: choose screen or one of {', '.join(KINDS)}.")
+        if search not in ("screen", "ray", *KINDS):
+            known = ", ".join(("ray", *KINDS))
+            raise BadInput(f"search is {search!r}: choose screen or one of {known}.")
         self.set = ProtectedSet.open(path)
         self.radius = self.set.radius if radius is None else radius
         self.shape = self.set.shape
         self.search, self.nprobe = search, nprobe
         self._made: tuple[Any, Screen, Search, Tensor] | None = None
+        self._shards: RayScreen | None = None
+        if search == "ray":
+            from shielded.shields.ray_screen import RayScreen
+
+            self._shards = RayScreen(self.set, shards)
 
     def check(self, pipe: Any) -> None:
         """Raise ShapeMismatch if the set was made by another encoder, size or packing."""
@@ -66,18 +77,21 @@ class Protected:
         self, x: Tensor, groups: Sequence[Hashable], radius: float, reach: float
     ) -> References:
         """Those within their radius + reach of any x, measured exactly."""
+        if self._shards is not None:
+            return self._shields(x, self._shards.near(x, radius, reach))
         screen, search, address = self._searches(radius, x.device)
-        return self._shields(x, search.near(x, reach), screen, address)
+        return self._shields(x, Hits.of(search.near(x, reach), screen, address))
 
     def closest(self, x: Tensor, groups: Sequence[Hashable], radius: float) -> References:
         """For each x the one with the smallest distance / radius, by the screen."""
+        if self._shards is not None:
+            return self._shields(x, self._shards.closest(x, radius))
         screen, _, address = self._searches(radius, x.device)
-        return self._shields(x, screen.closest(x), screen, address)
+        return self._shields(x, Hits.of(screen.closest(x), screen, address).closest(x))
 
-    def _shields(self, x: Tensor, found: Found, screen: Screen, address: Tensor) -> References:
-        everyone = torch.ones((len(x), len(found.row)), dtype=torch.bool, device=x.device)
-        ids = _Ids(self.set, address[found.row.cpu()])
-        return References(found.z, everyone, ids, whole=False, r=screen.radius[found.row])
+    def _shields(self, x: Tensor, hits: Hits) -> References:
+        everyone = torch.ones((len(x), len(hits.z)), dtype=torch.bool, device=x.device)
+        return References(hits.z, everyone, _Ids(self.set, hits.address), whole=False, r=hits.r)
 
     def _searches(self, radius: float, device: torch.device) -> tuple[Screen, Search, Tensor]:
         """The screen of this version, the search, and the row addresses (N,) of their rows."""
@@ -119,15 +133,16 @@ def load(
     radius: float,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    parts: Sequence[Part] | None = None,
 ) -> tuple[Screen, Tensor]:
     """The screen of a set at its version, and the row address (N,) of each of its rows.
 
-    Sketches are kept beside the set, part by part: what was added since is sketched now, what was
-    removed is left out.
+    Or of some of its `parts` alone. Sketches are kept beside the set, part by part: what was added
+    since is sketched now, what was removed is left out.
     """
-    parts = store.parts()
-    basis, name = _basis(store, parts)
-    made = [_sketched(store, part, basis, name, dtype) for part in parts]
+    basis, name = basis_of(store)
+    covered = store.parts() if parts is None else parts
+    made = [_sketched(store, part, basis, name, dtype) for part in covered]
     width = basis.width
     core = torch.cat([torch.zeros((0, width), dtype=dtype), *(m["core"] for m in made)])
     none = torch.zeros(0, dtype=torch.float64)
@@ -143,15 +158,17 @@ def load(
     return Screen(on, core.to(device), lost.to(device), r.to(device), fetch), address
 
 
-def _basis(store: ProtectedSet, parts: Sequence[Part]) -> tuple[Basis, str]:
+def basis_of(store: ProtectedSet) -> tuple[Basis, str]:
     """The basis kept beside the set, or a new one; and the name that its sketches have."""
+    parts = store.parts()
     count = sum(len(part.rows) for part in parts)
     kept = store.kept("basis")
     if kept is not None and count <= GROWTH * max(int(kept[1]["count"]), SAMPLE):
         basis = Basis(kept[0]["mean"], kept[0]["axes"])
     else:
         basis = Basis.fit(_sample(store, parts, count), store.radius, count)
-        store.keep("basis", {"mean": basis.mean, "axes": basis.axes}, {"count": str(count)})
+        tensors = {"mean": basis.mean, "axes": basis.axes.contiguous()}
+        store.keep("basis", tensors, {"count": str(count)})
     digest = hashlib.sha256(basis.axes.numpy().tobytes() + basis.mean.numpy().tobytes())
     return basis, digest.hexdigest()[:12]
 

@@ -157,18 +157,20 @@ class Shields:
         radius: float | None = None,
         search: str = "screen",
         nprobe: int = 2,
+        shards: int = 2,
     ) -> Shields:
         """All images of a protected set on disk; `radius` is for those without their own.
 
         Needs the extra `protect`. The set may change while images are made: each generation
         starts with its newest version. `search` is "screen", which is exact and hardly needs
         memory, or an index of Faiss (extra `faiss`) that holds all vectors: "ivfflat", which
-        looks into `nprobe` cells and may overlook references, "panorama" or "flat", exact.
-        Certificates are exact whatever the search.
+        looks into `nprobe` cells and may overlook references, "panorama" or "flat", exact. Or
+        "ray" (extra `ray`): the screen on as many as `shards` processes, on this machine or a
+        cluster, which finds the same. Certificates are exact whatever the search.
         """
         from shielded.shields.protected import Protected
 
-        return cls((Protected(path, check_radius(radius), search, nprobe),))
+        return cls((Protected(path, check_radius(radius), search, nprobe, shards),))
 
     def __add__(self, other: Shields) -> Shields:
         return Shields(self.sources + other.sources)

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images of a protected set that a search has found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from shielded.shields.screen import Found, Screen
+
+__all__ = ["Hits"]
+
+
+@dataclass(frozen=True, slots=True)
+class Hits:
+    """Images that were found: row addresses (M,), ascending, points z (M, D) float64, radii (M,).
+
+    Their order is that of the set, however they were searched: so the same hits make the same sums.
+    """
+
+    address: Tensor
+    z: Tensor
+    r: Tensor
+
+    @classmethod
+    def of(cls, found: Found, screen: Screen, address: Tensor) -> Hits:
+        """What a search found, whose rows are those of `screen` and have `address` (N,)."""
+        at, order = address[found.row.cpu()].sort()
+        order = order.to(found.row.device)
+        return cls(at, found.z[order], screen.radius[found.row[order]])
+
+    def closest(self, x: Tensor) -> Hits:
+        """Those with the smallest distance / radius from some x (B, D), the first of equals."""
+        if not len(self.z):
+            return self
+        d = torch.cdist(x, self.z, compute_mode="donot_use_mm_for_euclid_dist")
+        # Radius 0 shields nothing: such images come last, the nearest of them first.
+        share = torch.where(self.r > 0, d / self.r, 1e300 * (1 + d / (1 + d)))
+        best = share.argmin(1).unique()
+        return Hits(self.address[best.cpu()], self.z[best], self.r[best])

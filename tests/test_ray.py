@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Work past one process: the same hits, the same set, whoever did what."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import shielded
+from shielded import Shields, Spell
+from shielded.errors import BadInput, Lost, MissingExtra
+
+pytest.importorskip("lance", reason="needs the extra [protect]")
+pytest.importorskip("ray.data", reason="needs the extra [ray]")
+
+import ray
+
+from shielded.shields.ray_screen import RayScreen, Shard, divided
+from shielded.shields.store import Part, ProtectedSet
+
+pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.filterwarnings("ignore:lance is not")]
+
+RADIUS = 6.0
+
+
+@pytest.fixture(scope="module")
+def running():
+    """Ray with two processors, one for all tests of this file."""
+    places = [str(Path(shielded.__file__).parents[1]), str(Path(__file__).parent)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(places))  # workers know nothing of pytest's
+        patch.setenv("RAY_worker_niceness", "0")  # else they starve where tests run in parallel
+        ray.init(
+            address="local", num_cpus=2, include_dashboard=False, object_store_memory=80 << 20,
+            log_to_driver=False, logging_level="error",
+        )  # fmt: skip
+        yield
+        ray.shutdown()
+
+
+def latents(n, seed=0):
+    """Values that float16 holds exactly, so that disk and memory agree to the bit."""
+    x = torch.randn(n, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
+    return x.half().float()
+
+
+@pytest.fixture
+def store(tmp_path):
+    """Three parts, some images twice in different ones, some with a radius of their own."""
+    made = ProtectedSet.create(tmp_path / "set", (1, 8, 8), radius=RADIUS)
+    for seed, n in enumerate((200, 100, 60)):
+        z = torch.cat([latents(n, seed), latents(5, 99)])
+        radii = [None if k % 3 else 4.0 + k % 5 for k in range(n + 5)]
+        made.add(z, ids=[f"{seed}-{k}" for k in range(n + 5)], radii=radii)
+    return made
+
+
+def way(steps=8):
+    """Six queries a step, from afar into the set; the last to an image that is there thrice."""
+    end = torch.cat([latents(200)[::70], latents(100, 1)[::60], latents(5, 99)[:1]])
+    start = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(7))
+    return [end + 2.0 * (1 - s / steps) * start for s in range(steps)]
+
+
+def everything(store):
+    """All points (N, D), radii (N,) and ids of a set, in the order of its rows."""
+    parts = sorted(store.parts(), key=lambda part: int(part.rows[0]))
+    z = torch.cat([torch.from_numpy(store.take(part.rows).copy()) for part in parts]).double()
+    own = torch.cat([torch.from_numpy(store.radii(part)) for part in parts])
+    ids = [entry.id for part in parts for entry in store.labels(part.rows)]
+    return z, torch.where(own.isnan(), RADIUS, own), ids
+
+
+def same(source, plain, store, reach=0.0):
+    """Compare hits along a way with those of one screen, to the bit, and with brute force."""
+    z, r, ids = everything(store)
+    found = 0
+    for x in way():
+        x, groups = x.flatten(1).double(), [0] * 6
+        hits = source.references(x, groups, RADIUS, reach)
+        single = plain.references(x, groups, RADIUS, reach)
+        assert torch.equal(hits.z, single.z)
+        assert torch.equal(hits.r, single.r)
+        assert list(hits.ids) == list(single.ids)
+        inside = (torch.cdist(x, z) <= r + reach).any(0).nonzero()[:, 0].tolist()
+        assert list(hits.ids) == [ids[k] for k in inside]
+        best = source.closest(x, groups, RADIUS)
+        nearest = (torch.cdist(x, z) / r).amin(1)
+        share = (torch.cdist(x, best.z) / best.r).amin(1)
+        assert torch.allclose(share, nearest, rtol=1e-12)
+        found += len(inside)
+    assert found > 10
+
+
+def generated(source):
+    """Images of a run along the way, and their certificates."""
+    sampler = Spell(Shields.batch(radius=3.0) + Shields((source,))).denoiser(lambda x, sigma: x)
+    moved = [sampler(x[:5], torch.ones(5)) for x in way()]
+    return [*moved, sampler.finish(way()[-1][:5])], sampler.run.certificates
+
+
+@pytest.mark.parametrize("shards", [1, 2, 4])
+def test_shards_find_what_one_screen_finds(store, running, shards):
+    """Also after the set has changed, with more shards than parts, and after a kill."""
+    source = Shields.protected(store.path, search="ray", shards=shards).sources[0]
+    plain = Shields.protected(store.path).sources[0]
+    same(source, plain, store)
+    assert len(source._shards._actors) == min(shards, 3)
+    images, certificates = generated(source)
+    alone, certified = generated(plain)
+    assert all(map(torch.equal, images, alone))
+    assert certificates == certified
+    assert any(c.intervened for c in certificates)
+    if shards == 1:
+        return
+    store.add(latents(80, 5), ids=[f"new-{k}" for k in range(80)])
+    store.remove([f"0-{k}" for k in range(0, 200, 7)])
+    same(source, plain, ProtectedSet.open(store.path, store.version - 2))
+    source.refresh()
+    plain.refresh()
+    victim = source._shards._actors[0]
+    pid = ray.get(victim.__ray_call__.remote(lambda _: os.getpid()))
+    os.kill(pid, signal.SIGKILL)
+    same(source, plain, store, reach=0.5)
+    assert ray.get(victim.__ray_call__.remote(lambda _: os.getpid())) != pid
+    assert len(source._shards._actors) == shards
+
+
+def test_a_shard_that_is_gone_for_good_is_told_and_the_next_question_starts_anew(store, running):
+    source = Shields.protected(store.path, search="ray", shards=1).sources[0]
+    x = way()[-1].flatten(1).double()
+    hits = source.references(x, [0] * 6, RADIUS, 0.0)
+    ray.kill(source._shards._actors[0])
+    with pytest.raises(Lost, match="a shard of the search in the protected set was lost") as caught:
+        source.references(x, [0] * 6, RADIUS, 0.0)
+    assert "\n" not in str(caught.value)
+    again = source.references(x, [0] * 6, RADIUS, 0.0)
+    assert torch.equal(hits.z, again.z)
+    before = store.version
+    store.add(latents(2, 8))
+    store.compact(keep=1)
+    with pytest.raises(BadInput, match=f"has no version {before}"):
+        source._shards._ask("near", x, RADIUS + 1, 0.0)  # which the shard has to load anew
+
+
+def test_the_search_keeps_nothing_of_the_set_here_and_needs_no_shard_for_an_empty_one(tmp_path):
+    empty = ProtectedSet.create(tmp_path / "set", (1, 8, 8), radius=RADIUS)
+    source = Shields.protected(empty.path, search="ray").sources[0]
+    x = way()[0]
+    assert Spell(Shields((source,))).correct(x) is x
+    assert len(source.closest(x.flatten(1).double(), [0] * 6, RADIUS).z) == 0
+    assert source._made is None
+    assert source._shards._actors == []
+
+
+def test_parts_are_divided_by_their_images_and_none_is_left_out(store):
+    parts = store.parts()
+    for piles in (1, 2, 3, 9):
+        found = divided(parts, piles)
+        assert len(found) == min(piles, 3)
+        names = sorted(part.name for pile in found for part in pile)
+        assert names == sorted(part.name for part in parts)
+    sizes = [[len(part.rows) for part in pile] for pile in divided(parts, 2)]
+    assert sizes == [[205], [105, 65]]
+    assert divided([], 3) == []
+    rows = parts[0].rows
+    many = [Part(str(k), rows[: 1 + k % 7]) for k in range(40)]
+    loads = [sum(len(part.rows) for part in pile) for pile in divided(many, 4)]
+    assert max(loads) - min(loads) <= 7
+
+
+def test_a_shard_that_was_started_again_loads_the_version_it_is_asked_about(store):
+    """A fresh shard, which knows nothing, answers as one that has served all along."""
+    x = way()[-1].flatten(1).double().numpy()
+    old = Shard(str(store.path), 0)
+    before = old.near(store.version, 2, x, RADIUS, 0.0)
+    store.remove(["0-0", "1-0"])
+    for version, wanted in ((store.version - 1, before), (store.version, None)):
+        one = old.near(version, 2, x, RADIUS, 0.0)
+        other = Shard(str(store.path), 0).near(version, 2, x, RADIUS, 0.0)
+        assert [a.tolist() for a in one] == [a.tolist() for a in other]
+        assert wanted is None or [a.tolist() for a in one] == [a.tolist() for a in wanted]
+    assert len(one[0]) < len(before[0])
+    with pytest.raises(BadInput, match="has no version 99"):
+        old.near(99, 2, x, RADIUS, 0.0)
+
+
+def test_bad_settings_and_a_missing_package_are_named(store, monkeypatch):
+    with pytest.raises(BadInput, match="with one at least"):
+        Shields.protected(store.path, search="ray", shards=0)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingExtra, match=r"shielded-diffusion\[ray\]"):
+        RayScreen(store, 2)
