@@ -29,7 +29,7 @@ from shielded.bench.training_set import blocks, changed, protect, trained
 from shielded.errors import BadInput
 from shielded.models import load, prompts
 from shielded.shields import Shields
-from shielded.shields.protected import load as load_screen
+from shielded.shields.kept import load as load_screen
 from shielded.shields.store import ProtectedSet
 from shielded.spell import Spell
 

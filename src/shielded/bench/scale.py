@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import multiprocessing
-import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -23,10 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from shielded.bench.memory import peak
 from shielded.bench.table import Table
 from shielded.repel import squared_distances
 from shielded.shields.faiss_index import FaissIndex
-from shielded.shields.protected import load
+from shielded.shields.kept import fetcher, load
 from shielded.shields.screen import Found
 from shielded.shields.store import ProtectedSet
 
@@ -212,21 +212,17 @@ def prepare(store: ProtectedSet, method: str, radius: float) -> Any:
             z[start : start + len(block)] = torch.from_numpy(block.astype(np.float32))
             start += len(block)
         return Brute(z, radius)
-    address = np.concatenate([part.rows for part in store.parts()])
+    rows = np.concatenate([part.rows for part in store.parts()])
+    address = torch.from_numpy(rows.astype(np.int64))
     kind, _, cells = method.partition(" ")
     return FaissIndex(
         blocks,
         torch.full((len(store),), radius, dtype=torch.float64),
         store.dim,
-        lambda rows: torch.from_numpy(np.array(store.take(address[rows.numpy()]))),
+        fetcher(store, address),
         kind,
         int(cells or 1),
     )
-
-
-def peak() -> int:
-    """The most memory this process has ever had, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def apart(work: Callable[..., Any]) -> Callable[..., Any]:

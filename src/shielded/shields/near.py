@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from shielded.errors import BadInput, NonFinite, ShapeMismatch
-from shielded.shields.protected import load
+from shielded.shields.kept import load
 from shielded.shields.screen import Screen
 from shielded.shields.shields import check_radius
 

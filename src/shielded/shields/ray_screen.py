@@ -18,7 +18,7 @@ from torch import Tensor
 from shielded import cluster
 from shielded.errors import BadInput, Lost
 from shielded.shields.hits import Hits
-from shielded.shields.protected import basis_of, load
+from shielded.shields.kept import basis_of, load
 from shielded.shields.screen import Screen
 from shielded.shields.store import Part, ProtectedSet
 
