@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 pytest.importorskip("lance")
 
 from shielded.bench import brute, memory, protected, scale, training_set
 from shielded.bench.training_set import CHANGES, changed
+from shielded.cli.app import app
 from shielded.errors import BadInput
 from shielded.models import load
 from shielded.spell import Spell
@@ -119,3 +121,19 @@ def test_a_process_of_its_own_has_only_its_own_memory():
     most = memory.peak()
     assert most > block.nbytes
     assert scale.apart(memory.peak)() < most - 2**28
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["overlap", "--images", "5"], "--images belongs to `shielded bench protected`"),
+        (["scale", "--data", __file__], "`shielded bench sprites` and `shielded bench protected`"),
+        (["protected", "--data", "nowhere.npz"], "there is no file nowhere.npz"),
+        (["protected"], "give --data"),
+    ],
+)
+def test_options_that_a_bench_does_not_have(arguments, told, tmp_path):
+    result = CliRunner().invoke(app, ["bench", *arguments, "--out", str(tmp_path / "out")])
+    assert result.exit_code == 2
+    assert told in " ".join(result.output.split())
+    assert not (tmp_path / "out").exists()
