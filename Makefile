@@ -19,7 +19,7 @@ demo: $(VENV)/.installed
 	@echo "The contact sheet is demo/sheet.png and the report is demo/report.html."
 
 test: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -q $(ARGS)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

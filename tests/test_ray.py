@@ -1,23 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
 """Work past one process: the same hits, the same set, whoever did what."""
 
+import io
+import json
 import os
 import signal
 import sys
+import tarfile
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from typer.testing import CliRunner
 
 import shielded
 from shielded import Shields, Spell
-from shielded.errors import BadInput, Lost, MissingExtra
+from shielded.errors import BadInput, Lost, MissingExtra, NonFinite, ShapeMismatch
 
 pytest.importorskip("lance", reason="needs the extra [protect]")
 pytest.importorskip("ray.data", reason="needs the extra [ray]")
 
 import ray
 
+from shielded.cli.app import app
+from shielded.cli.on_ray import _pipe
+from shielded.ingest import open_source
+from shielded.ingest.ray_build import ray_build
+from shielded.ingest.ray_work import Encoder, table
 from shielded.shields.ray_screen import RayScreen, Shard, divided
 from shielded.shields.store import Part, ProtectedSet
 
@@ -121,12 +133,15 @@ def test_shards_find_what_one_screen_finds(store, running, shards):
     same(source, plain, ProtectedSet.open(store.path, store.version - 2))
     source.refresh()
     plain.refresh()
+    if shards != 2:
+        same(source, plain, store, reach=0.5)
+        assert len(source._shards._actors) == shards
+        return
     victim = source._shards._actors[0]
     pid = ray.get(victim.__ray_call__.remote(lambda _: os.getpid()))
     os.kill(pid, signal.SIGKILL)
     same(source, plain, store, reach=0.5)
     assert ray.get(victim.__ray_call__.remote(lambda _: os.getpid())) != pid
-    assert len(source._shards._actors) == shards
 
 
 def test_a_shard_that_is_gone_for_good_is_told_and_the_next_question_starts_anew(store, running):
@@ -194,3 +209,115 @@ def test_bad_settings_and_a_missing_package_are_named(store, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingExtra, match=r"shielded-diffusion\[ray\]"):
         RayScreen(store, 2)
+
+
+# Building
+
+
+def picture(seed, kind="PNG", **options):
+    """The bytes of a picture's file."""
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (9, 8 + seed % 3, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def sources(tmp_path):
+    """Two folders with every kind of file, damage, and ids that are there twice."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
+        folder.mkdir()
+    for k in range(9):
+        (first / f"{k}.png").write_bytes(picture(k))
+    (first / "cut.png").write_bytes(picture(0)[:60])
+    (first / "words.txt").write_text("no picture")
+    (first / "link.png").symlink_to("../second/5.png")
+    frames = [Image.open(io.BytesIO(picture(k))) for k in (3, 6)]
+    frames[0].save(first / "moving.gif", save_all=True, append_images=frames[1:])
+    with tarfile.open(first / "more.tar", "w") as archive:
+        for k in range(20):
+            info = tarfile.TarInfo(f"{k}.png")
+            info.size = len(picture(50 + k))
+            archive.addfile(info, io.BytesIO(picture(50 + k)))
+    np.savez(first / "made.npz", latents=np.stack([np.full((3, 8, 8), k / 4) for k in range(3)]))
+    (second / "0.png").write_bytes(picture(0))
+    (second / "1.png").write_bytes(picture(99))
+    (second / "5.jpg").write_bytes(picture(5, "JPEG"))
+    return [first, second]
+
+
+def told(*arguments):
+    """What the command prints as JSON; some pictures are always damaged."""
+    result = CliRunner().invoke(app, [*map(str, arguments), "--json"])
+    assert result.exit_code == 3, result.output
+    return json.loads(result.stdout)
+
+
+def content(store):
+    """Everything but the time that is stored of each image, by its id."""
+    columns = ["id", "source", "sha256", "radius"]
+    rows = [row for found in store.entries(columns) for row in zip(*found.values(), strict=True)]
+    points = np.concatenate([store.take(part.rows) for part in store.parts()])
+    return {row[0]: (row, point.tobytes()) for row, point in zip(rows, points, strict=True)}
+
+
+def test_a_build_on_ray_that_was_interrupted_ends_as_the_plain_one(tmp_path, sources, rgb, running):
+    given = [*sources, "--model", rgb, "--radius", 5, "--batch-size", 4]
+    plain = told("protect", "build", tmp_path / "plain", *given)
+    alone = ProtectedSet.open(tmp_path / "plain")
+    assert (plain["added"], plain["present"]) == (34, 1)
+    half = ProtectedSet.create(tmp_path / "ray", alone.shape, alone.fingerprint, radius=5.0)
+
+    def stop(share, built):
+        assert 0 < share <= 1
+        if built.taken == 18:
+            raise KeyboardInterrupt
+
+    load, size = partial(_pipe, str(rgb), "cpu", "float32"), (8, 8)
+    with pytest.raises(KeyboardInterrupt):
+        ray_build(half, load, open_source(sources), 4, size=size, hold=(2**12, 1e9), tell=stop)
+    some = content(half)
+    assert 0 < len(some) < 18
+    assert len(half.versions()) > 3
+    found = told("protect", "build", tmp_path / "ray", *given, "--ray")
+    assert (found["added"], found["present"]) == (34 - len(some), 1 + len(some))
+    for key in ("images", "skipped", "left_aside"):
+        assert found[key] == plain[key]
+    assert [one["id"] for one in found["skipped"]] == ["cut.png", "link.png", "1.png"]
+    assert content(ProtectedSet.open(tmp_path / "ray")) == content(alone)
+    assert some.items() <= content(alone).items()
+
+
+def test_an_actor_with_another_model_is_refused(rgb):
+    from shielded.spaces import fingerprint
+
+    load, blank = partial(_pipe, str(rgb), "cpu", "float32"), bytes(192)
+    facts = fingerprint(load(), 8, 8)
+    row = {"place": 0, "id": "x", "sha256": "0", "picture": blank}
+    made = Encoder(load, facts, (8, 8))(table([row])).to_pylist()
+    assert np.frombuffer(made[0]["latent"], np.float32).tolist() == [-1.0] * 192
+    assert made[0]["picture"] is None
+    with pytest.raises(ShapeMismatch, match="put the same on all"):
+        Encoder(load, {**facts, "size": [16, 16]}, (8, 8))(table([row]))
+
+
+def test_what_cannot_be_encoded_is_told_by_name(rgb, monkeypatch):
+    def fail(pipe, images, *size):
+        raise NonFinite("the encoder makes NaN of it")
+
+    monkeypatch.setattr("shielded.spaces.encode", fail)
+    load = partial(_pipe, str(rgb), "cpu", "float32")
+    rows = [{"place": k, "id": str(k), "sha256": "0", "picture": bytes(192)} for k in range(2)]
+    made = Encoder(load, {}, (8, 8))(table(rows)).to_pylist()
+    assert [row["reason"] for row in made] == ["the encoder makes NaN of it"] * 2
+    assert [row["latent"] for row in made] == [None, None]
+
+
+def test_without_ray_the_command_says_how_to_get_it(tmp_path, sources, rgb, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    given = ["protect", "build", tmp_path / "set", *sources, "--model", rgb, "--ray"]
+    result = CliRunner().invoke(app, [str(one) for one in given])
+    assert result.exit_code == 2
+    assert "pip install shielded-diffusion[ray]" in result.stderr
+    assert not (tmp_path / "set").exists()

@@ -3,6 +3,7 @@
 
 import os
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -30,11 +31,10 @@ def started() -> Any:
     ray = engine()
     if not ray.is_initialized():
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault(
-            "RAY_BACKEND_LOG_LEVEL", "fatal"
-        )  # its files stay, our stderr is ours
         try:
-            ray.init(include_dashboard=False, log_to_driver=False, logging_level="error")
+            with warnings.catch_warnings():  # Lance warns of forks; Ray's become other programs
+                warnings.filterwarnings("ignore", message="lance is not fork-safe")
+                ray.init(include_dashboard=False, log_to_driver=False, logging_level="error")
         except (ConnectionError, OSError, RuntimeError, ValueError) as error:
             raise Lost(
                 f"Ray could not be started or reached ({_brief(error)}): see that RAY_ADDRESS is "

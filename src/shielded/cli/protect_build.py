@@ -5,6 +5,7 @@ import json as jsonlib
 import math
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,7 @@ import typer
 
 from shielded.cli import options as opt
 from shielded.cli.guard import NOT_CLEAR, Kept, guarded, say
+from shielded.cli.on_ray import on_ray, settled
 from shielded.errors import BadInput
 
 if TYPE_CHECKING:
@@ -36,6 +38,9 @@ def build(
     limit_pixels: opt.LimitPixels = opt.PIXELS,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Read and encode on all processors or GPUs of Ray.")
+    ] = False,
     json: opt.Json = False,
 ) -> None:
     """Make a protected set of all pictures of SOURCE, or go on with one that was interrupted.
@@ -57,14 +62,17 @@ def build(
                 f"{folder} has radius {target.radius}: leave --radius out, or build another set."
             )
         wanted = (height, width) if target is None or height else size_of(target)
-        pipe, facts = _load(model, wanted, device, dtype, json)
+        actors = settled(device, dtype) if ray else None
+        here = (device, dtype) if actors is None else ("cpu", actors[1])
+        pipe, facts = _load(model, wanted, *here, json)
         if target is None:
             numbers = "float32" if float32 else "float16"
             target = ProtectedSet.create(folder, facts["shape"], facts, numbers, radius)
         fit(target, facts, model)
         built, seconds = _run(
-            target, pipe, sources, kept, json, batch_size, prefix=prefix, limit=limit_pixels
-        )
+            target, pipe, sources, kept, json, batch_size, prefix=prefix, limit=limit_pixels,
+            ingest=None if actors is None else on_ray(facts["model"], *actors),
+        )  # fmt: skip
     _report(target, built, seconds, json)
 
 
@@ -174,15 +182,16 @@ def check_radius(radius: float | None) -> None:
 
 
 def _run(
-    target: Any, pipe: Any, source: Any, kept: Kept, silent: bool, batch: int, **how: Any
-) -> tuple["Built", float]:
+    target: Any, pipe: Any, source: Any, kept: Kept, silent: bool, batch: int,
+    ingest: "Callable[..., Built] | None" = None, **how: Any,
+) -> tuple["Built", float]:  # fmt: skip
     from shielded.cli.stream_bar import stream_bar
-    from shielded.ingest import build as ingest
+    from shielded.ingest import build as at_home
 
     start, kept.folder, before = time.perf_counter(), str(target.path), len(target)
     try:
         with stream_bar("encode", silent) as move:
-            built = ingest(
+            built = (ingest or at_home)(
                 target,
                 pipe,
                 source,

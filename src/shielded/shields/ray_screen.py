@@ -52,19 +52,21 @@ class RayScreen:
         return self._join(x, self._ask("closest", x, radius)).closest(x)
 
     def _ask(self, method: str, x: Tensor, *given: float) -> list[Answer]:
-        """What each shard answers."""
-        ray, piles = cluster.started(), divided(self.store.parts(), self.shards)
-        if piles and self._ready != self.store.version:
+        """What each shard answers; no shard for an empty set."""
+        piles = len(divided(self.store.parts(), self.shards))
+        if not piles:
+            return []
+        if self._ready != self.store.version:
             basis_of(self.store)  # once, beside the set: else every shard would make its own
             self._ready = self.store.version
+        ray = cluster.started()
         try:
             with cluster.answered("a shard of the search in the protected set"):
-                while len(self._actors) < len(piles):
+                while len(self._actors) < piles:
                     self._actors.append(self._actor(ray, len(self._actors)))
-                points = ray.put(x.cpu().numpy())
-                about = self.store.version, len(piles), points
-                actors = self._actors[: len(piles)]
-                return ray.get([getattr(a, method).remote(*about, *given) for a in actors])
+                del self._actors[piles:]
+                about = self.store.version, piles, ray.put(x.cpu().numpy())
+                return ray.get([getattr(a, method).remote(*about, *given) for a in self._actors])
         except Lost:
             self._actors.clear()  # what is asked next starts anew
             raise

@@ -118,19 +118,23 @@ def _float32_if_it_overflows(vae: Any) -> Iterator[None]:
             vae.to(torch.float16)
 
 
-def _pixels(images: Sequence[Any], height: int, width: int, channels: int) -> Tensor:
-    """(K, channels, height, width) in [-1, 1]; upright, transparent pictures on white."""
+def fitted(image: Any, height: int, width: int) -> Any:
+    """A PIL image in RGB as `encode` sees it: upright, on white, resized whatever its form."""
     from PIL import Image, ImageOps
 
-    arrays = []
-    for image in images:
-        rgba = ImageOps.exif_transpose(_eight_bits(image)).convert("RGBA")
-        page = Image.new("RGBA", rgba.size, "white")
-        page.alpha_composite(rgba)
-        picture = page.convert("RGB")
-        if picture.size != (width, height):
-            picture = picture.resize((width, height), Image.Resampling.LANCZOS)
-        arrays.append(np.asarray(picture if channels == 3 else picture.convert("L")))
+    rgba = ImageOps.exif_transpose(_eight_bits(image)).convert("RGBA")
+    page = Image.new("RGBA", rgba.size, "white")
+    page.alpha_composite(rgba)
+    picture = page.convert("RGB")
+    if picture.size != (width, height):
+        picture = picture.resize((width, height), Image.Resampling.LANCZOS)
+    return picture
+
+
+def _pixels(images: Sequence[Any], height: int, width: int, channels: int) -> Tensor:
+    """(K, channels, height, width) in [-1, 1]."""
+    pictures = (fitted(image, height, width) for image in images)
+    arrays = [np.asarray(one if channels == 3 else one.convert("L")) for one in pictures]
     stacked = torch.from_numpy(np.stack(arrays)).reshape(len(arrays), height, width, channels)
     return stacked.permute(0, 3, 1, 2).to(torch.float32) / 127.5 - 1
 
