@@ -25,6 +25,7 @@ pytest.importorskip("ray.data", reason="needs the extra [ray]")
 
 import ray
 
+from ingest_worker import Pixel
 from shielded.cli.app import app
 from shielded.cli.on_ray import _pipe
 from shielded.ingest import open_source
@@ -114,6 +115,23 @@ def generated(source):
     return [*moved, sampler.finish(way()[-1][:5])], sampler.run.certificates
 
 
+def gone_for_good(source, store):
+    """A shard that Ray does not start again is told, and the next question starts anew."""
+    x = way()[-1].flatten(1).double()
+    hits = source.references(x, [0] * 6, RADIUS, 0.0)
+    ray.kill(source._shards._actors[0])
+    with pytest.raises(Lost, match="a shard of the search in the protected set was lost") as caught:
+        source.references(x, [0] * 6, RADIUS, 0.0)
+    assert "\n" not in str(caught.value)
+    again = source.references(x, [0] * 6, RADIUS, 0.0)
+    assert torch.equal(hits.z, again.z)
+    before = store.version
+    store.add(latents(2, 8))
+    store.compact(keep=1)
+    with pytest.raises(BadInput, match=f"has no version {before}"):
+        source._shards._ask("near", x, RADIUS + 1, 0.0)  # which the shard has to load anew
+
+
 @pytest.mark.parametrize("shards", [1, 2, 4])
 def test_shards_find_what_one_screen_finds(store, running, shards):
     """Also after the set has changed, with more shards than parts, and after a kill."""
@@ -127,6 +145,7 @@ def test_shards_find_what_one_screen_finds(store, running, shards):
     assert certificates == certified
     assert any(c.intervened for c in certificates)
     if shards == 1:
+        gone_for_good(source, store)
         return
     store.add(latents(80, 5), ids=[f"new-{k}" for k in range(80)])
     store.remove([f"0-{k}" for k in range(0, 200, 7)])
@@ -142,23 +161,6 @@ def test_shards_find_what_one_screen_finds(store, running, shards):
     os.kill(pid, signal.SIGKILL)
     same(source, plain, store, reach=0.5)
     assert ray.get(victim.__ray_call__.remote(lambda _: os.getpid())) != pid
-
-
-def test_a_shard_that_is_gone_for_good_is_told_and_the_next_question_starts_anew(store, running):
-    source = Shields.protected(store.path, search="ray", shards=1).sources[0]
-    x = way()[-1].flatten(1).double()
-    hits = source.references(x, [0] * 6, RADIUS, 0.0)
-    ray.kill(source._shards._actors[0])
-    with pytest.raises(Lost, match="a shard of the search in the protected set was lost") as caught:
-        source.references(x, [0] * 6, RADIUS, 0.0)
-    assert "\n" not in str(caught.value)
-    again = source.references(x, [0] * 6, RADIUS, 0.0)
-    assert torch.equal(hits.z, again.z)
-    before = store.version
-    store.add(latents(2, 8))
-    store.compact(keep=1)
-    with pytest.raises(BadInput, match=f"has no version {before}"):
-        source._shards._ask("near", x, RADIUS + 1, 0.0)  # which the shard has to load anew
 
 
 def test_the_search_keeps_nothing_of_the_set_here_and_needs_no_shard_for_an_empty_one(tmp_path):
@@ -274,9 +276,9 @@ def test_a_build_on_ray_that_was_interrupted_ends_as_the_plain_one(tmp_path, sou
         if built.taken == 18:
             raise KeyboardInterrupt
 
-    load, size = partial(_pipe, str(rgb), "cpu", "float32"), (8, 8)
+    how = {"size": (8, 8), "hold": (2**12, 1e9), "tell": stop}
     with pytest.raises(KeyboardInterrupt):
-        ray_build(half, load, open_source(sources), 4, size=size, hold=(2**12, 1e9), tell=stop)
+        ray_build(half, Pixel, open_source(sources), 4, **how)
     some = content(half)
     assert 0 < len(some) < 18
     assert len(half.versions()) > 3

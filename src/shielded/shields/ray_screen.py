@@ -41,7 +41,7 @@ class RayScreen:
         cluster.engine()
         self.store, self.shards = store, shards
         self._actors: list[Any] = []
-        self._ready: int | None = None  # the version whose basis is there for all
+        self._ready: tuple[int, int] | None = None  # a version, and how many shards it needs
 
     def near(self, x: Tensor, radius: float, reach: float = 0.0) -> Hits:
         """All images within their radius + reach of any x (B, D); `radius` for those without."""
@@ -53,12 +53,9 @@ class RayScreen:
 
     def _ask(self, method: str, x: Tensor, *given: float) -> list[Answer]:
         """What each shard answers; no shard for an empty set."""
-        piles = len(divided(self.store.parts(), self.shards))
+        piles = self._piles()
         if not piles:
             return []
-        if self._ready != self.store.version:
-            basis_of(self.store)  # once, beside the set: else every shard would make its own
-            self._ready = self.store.version
         ray = cluster.started()
         try:
             with cluster.answered("a shard of the search in the protected set"):
@@ -70,6 +67,15 @@ class RayScreen:
         except Lost:
             self._actors.clear()  # what is asked next starts anew
             raise
+
+    def _piles(self) -> int:
+        """How many shards this version of the set needs; it is made ready for them."""
+        if self._ready is None or self._ready[0] != self.store.version:
+            piles = min(self.shards, len(self.store.parts()))
+            if piles:
+                basis_of(self.store)  # once, beside the set: else every shard would make its own
+            self._ready = self.store.version, piles
+        return self._ready[1]
 
     def _actor(self, ray: Any, number: int) -> Any:
         kind = ray.remote(Shard).options(
