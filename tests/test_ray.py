@@ -9,6 +9,7 @@ import sys
 import tarfile
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,24 +18,30 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import shielded
-from shielded import Shields, Spell
+from shielded import Shields, Spell, cluster
 from shielded.errors import BadInput, Lost, MissingExtra, NonFinite, ShapeMismatch
 
 pytest.importorskip("lance", reason="needs the extra [protect]")
 pytest.importorskip("ray.data", reason="needs the extra [ray]")
 
+import pyarrow as pa
 import ray
 
 from ingest_worker import Pixel
 from shielded.cli.app import app
 from shielded.cli.on_ray import _pipe
-from shielded.ingest import open_source
+from shielded.ingest import build, open_source
 from shielded.ingest.ray_build import ray_build
-from shielded.ingest.ray_work import Encoder, table
+from shielded.ingest.ray_work import Encoder, read, table, tables
+from shielded.ingest.source import pieces
 from shielded.shields.ray_screen import RayScreen, Shard, divided
 from shielded.shields.store import Part, ProtectedSet
 
-pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.filterwarnings("ignore:lance is not")]
+pytestmark = [
+    pytest.mark.xdist_group("ray"),  # with --dist loadgroup Ray is started once
+    pytest.mark.filterwarnings("ignore:lance is not"),
+    pytest.mark.timeout(600),  # on a busy machine its processes take their time to start
+]
 
 RADIUS = 6.0
 
@@ -289,6 +296,34 @@ def test_a_build_on_ray_that_was_interrupted_ends_as_the_plain_one(tmp_path, sou
     assert [one["id"] for one in found["skipped"]] == ["cut.png", "link.png", "1.png"]
     assert content(ProtectedSet.open(tmp_path / "ray")) == content(alone)
     assert some.items() <= content(alone).items()
+
+
+def test_what_is_read_and_encoded_apart_is_what_one_process_makes(tmp_path, sources, monkeypatch):
+    """Pictures that are not square, transparent ones and those that the set has, without Ray."""
+    monkeypatch.setattr(cluster, "engine", lambda: SimpleNamespace(get=lambda given: given))
+    glass = Image.fromarray(np.random.default_rng(1).integers(0, 256, (7, 5, 4), dtype=np.uint8))
+    glass.save(sources[1] / "glass.png")
+    store, size = ProtectedSet.create(tmp_path / "set", (3, 8, 12)), (8, 12)
+    build(store, Pixel(), open_source(sources), 4, size=size, prefix="x/")
+    made = {}
+    encode = Encoder(Pixel, {}, size)
+    for given in tables(pieces(open_source(sources))):
+        for block in read(given, pa.array(["x/3.png"]), "x/", size, 10**6):
+            made |= {f"x/{row['id']}": row for row in encode(block).to_pylist() if row["sha256"]}
+    assert made["x/3.png"]["latent"] is None
+    assert made["x/3.png"]["sha256"] == content(store).pop("x/3.png")[0][2]
+    compared = 0
+    for name, (row, point) in content(store).items():
+        if name in ("x/3.png", "x/0.png", "x/1.png") or name.startswith("x/made.npz"):
+            continue
+        assert made[name]["sha256"] == row[2]
+        assert made[name]["source"] == row[1]
+        latent = np.frombuffer(made[name]["latent"], np.float32).astype(np.float16)
+        assert latent.tobytes() == point
+        compared += 1
+    assert compared == 29
+    assert made["x/moving.gif"]["several"]
+    assert made["x/made.npz/2"]["shape"] == [3, 8, 8]
 
 
 def test_an_actor_with_another_model_is_refused(rgb):
