@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import shielded
 from shielded.errors import BadInput, MissingExtra, NonFinite, ShapeMismatch
-from shielded.shields import protected
+from shielded.shields.kept import load
 from shielded.shields.sketch import Basis
 
 pytest.importorskip("lance", reason="needs the extra [protect]")
@@ -141,7 +141,6 @@ def test_near_follows_the_changes_of_a_set(tmp_path):
 def test_the_search_is_made_once_a_version(stores, monkeypatch):
     store, _ = stores("random")
     calls = []
-    load = protected.load
     monkeypatch.setattr(
         "shielded.shields.near.load", lambda *given: calls.append(1) or load(*given)
     )

@@ -3,12 +3,11 @@
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from math import inf
 
 import torch
 from torch import Tensor
 
-from shielded.shields.shields import References, same_group
+from shielded.shields.shields import References, everyone, same_group
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -26,9 +25,7 @@ class Batch:
         itself = torch.eye(len(x), dtype=torch.bool, device=x.device)
         return References(x, same_group(groups, groups, x.device) & ~itself, range(len(x)))
 
-    def closest(self, x: Tensor, groups: Sequence[Hashable], radius: float) -> References:
-        """All of them."""
-        return self.references(x, groups, radius, inf)
+    closest = everyone
 
     def __repr__(self) -> str:
         return f"Shields.batch({'' if self.radius is None else f'radius={self.radius}'})"

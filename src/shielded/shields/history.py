@@ -11,7 +11,7 @@ from torch import Tensor
 
 from shielded.errors import BadInput, ShapeMismatch
 from shielded.shields.images import SCREEN, within
-from shielded.shields.shields import References, same_group
+from shielded.shields.shields import References, everyone, same_group
 
 
 class History:
@@ -70,9 +70,7 @@ class History:
         allowed = same_group(groups, [self.groups[k] for k in mine], x.device)
         return References(z.to(x), allowed, mine, whole)
 
-    def closest(self, x: Tensor, groups: Sequence[Hashable], radius: float) -> References:
-        """All of them."""
-        return self.references(x, groups, radius, inf)
+    closest = everyone
 
     def _of(self, mine: list[int]) -> Tensor:
         """The chosen images (N, D): few of them in float64, kept for the next call."""

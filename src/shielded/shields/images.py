@@ -9,7 +9,7 @@ from torch import Tensor
 
 from shielded.errors import BadInput, NonFinite, ShapeMismatch
 from shielded.repel import lower_squares
-from shielded.shields.shields import References
+from shielded.shields.shields import References, everyone
 
 SCREEN = 256  # from this many references on, distances are bounded in float32 first
 
@@ -54,9 +54,7 @@ class Images:
             z, ids = self.latents[keep], [self.ids[k] for k in keep]
         return References(z.to(x), x.new_ones((len(x), len(z)), dtype=torch.bool), ids, whole)
 
-    def closest(self, x: Tensor, groups: Sequence[Hashable], radius: float) -> References:
-        """All of them."""
-        return self.references(x, groups, radius, inf)
+    closest = everyone
 
     def __repr__(self) -> str:
         own = "" if self.radius is None else f", radius={self.radius}"

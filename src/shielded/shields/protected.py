@@ -100,7 +100,7 @@ class Protected:
 
     def _faiss(self, screen: Screen) -> FaissIndex:
         def blocks() -> Iterator[np.ndarray]:
-            return (latents for part in self.set.parts() for _, latents in self.set.read(part))
+            return (latents for _, latents in self.set.blocks())
 
         return FaissIndex(
             blocks, screen.radius.cpu(), self.set.dim, screen.fetch, self.search, self.nprobe

@@ -65,6 +65,11 @@ class Source(Protocol):
         ...
 
 
+def everyone(source: Source, x: Tensor, groups: Sequence[Hashable], radius: float) -> References:
+    """The `closest` of a source that is in memory: all of its references."""
+    return source.references(x, groups, radius, math.inf)
+
+
 @runtime_checkable
 class Lasting(Protocol):
     """A source that outlives the process: made by some model, changed by others meanwhile."""

@@ -114,6 +114,10 @@ class Reader:
             for rows in self._scan(found, ["latent"], batch).to_batches():
                 yield rows["_rowaddr"].to_numpy(), self._flat(rows["latent"])
 
+    def blocks(self, batch: int = 4096) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """All live rows in order: addresses (n,) and latents (n, D) in the stored dtype."""
+        return (block for part in self.parts() for block in self.read(part, batch))
+
     def radii(self, part: Part) -> np.ndarray:
         """Each live row's own radius (n,), NaN where it has none."""
         found = [p for p in self._pieces.values() if _file(p) == part.name]
