@@ -13,7 +13,7 @@ from math import inf
 import torch
 from torch import Tensor
 
-from shielded.repel import escape, fixed_directions, project, squared_distances
+from shielded.repel import escape, fixed_directions, leave, squared_distances
 from shielded.shields import Field, Shields
 from shielded.spaces.space import Space
 
@@ -100,20 +100,22 @@ def _landed(
     spare: Callable[[], Tensor],
 ) -> Tensor | None:
     """Image b (1, ...) outside all shields, those of later images left to them; None: stay."""
-    reach = 0.0
-    while True:  # until no reference that the move could reach has been left out
-        field = shields.field(at, groups, radius, reach)
-        own = field.allowed[b] & (field.r > 0) & (field.members < b)
-        if not bool((_inside(at[b : b + 1], field)[0] & own).any()):
-            return None
-        z, r = field.z[own], field.r[own]
+    field = shields.field(at, groups, radius)
+    own = field.allowed[b] & (field.r > 0) & (field.members < b)
+    if not bool((_inside(at[b : b + 1], field)[0] & own).any()):
+        return None
+    z, r = field.z[own], field.r[own]
+    while True:  # until the move has entered no shield that was left out
         landed = _move_out(at[b], z, r, sample[b : b + 1], space, lambda: spare()[b : b + 1])
         if landed is None or field.whole:
             return landed
-        far = float((space.measure(landed).flatten() - at[b]).norm())
-        if far <= reach:
+        arrived = space.measure(landed).flatten(1)
+        further = shields.further(arrived, groups[b : b + 1], radius)
+        new = further.r > 0
+        cleared = bool((squared_distances(arrived, z) >= (r * (1 - 1e-9)) ** 2).all())
+        if not cleared or not bool(new.any()):
             return landed
-        reach = 2 * far
+        z, r = torch.cat([z, further.z[new]]), torch.cat([r, further.r[new]])
 
 
 def _inside(at: Tensor, field: Field) -> Tensor:
@@ -175,7 +177,7 @@ def _exit(
     """
     everyone = torch.ones((1, len(z)), dtype=torch.bool, device=x.device)
     if box is None:
-        return project(x[None], z, r2, everyone, spare)[0][0]
+        return leave(x[None], z, r2, everyone, spare)[0][0]
     low, high = box
     start = x.clamp(low, high)
     y, free = start.clone(), torch.arange(len(x), device=x.device)
@@ -183,9 +185,8 @@ def _exit(
     # cuts each ball to a smaller one, of squared radius r^2 - |what is fixed|^2.
     part, centres, left = start, z, r2
     while len(free):
-        part = project(part[None], centres, left, everyone, lambda free=free: spare()[:, free])[0][
-            0
-        ]
+        out, _ = leave(part[None], centres, left, everyone, lambda free=free: spare()[:, free])
+        part = out[0]
         if not bool(part.isfinite().all()):
             break
         y[free] = held = part.clamp(low, high)

@@ -21,6 +21,7 @@ from torch.linalg import vector_norm
 __all__ = [
     "Gram",
     "escape",
+    "leave",
     "lower_squares",
     "outside_hull",
     "project",
@@ -121,6 +122,14 @@ def repel_sum(x: Tensor, z: Tensor, r: Tensor, allowed: Tensor) -> Tensor:
 def project(
     x: Tensor, z: Tensor, r2: Tensor, allowed: Tensor, spare: Callable[[], Tensor]
 ) -> tuple[Tensor, Tensor]:
+    """`leave` where float32 cannot tell that no image is near any shield: most often it can."""
+    maybe = allowed & ~(lower_squares(x, z) > r2)  # NaN is not sure
+    return leave(x, z, r2, allowed, spare) if bool(maybe.any()) else (x, maybe)
+
+
+def leave(
+    x: Tensor, z: Tensor, r2: Tensor, allowed: Tensor, spare: Callable[[], Tensor]
+) -> tuple[Tensor, Tensor]:
     """Move each image outside every allowed shield: y (B, D), and near (B, M), all that counted.
 
     `outside_hull` of the shields that x is inside of; if y enters further ones, they join and the
@@ -128,9 +137,6 @@ def project(
     to `escape`. An image that is inside no shield comes back unchanged. `spare` gives directions
     (B, D) and is asked only where an image lies on its references.
     """
-    maybe = allowed & ~(lower_squares(x, z) > r2)  # NaN is not sure
-    if not bool(maybe.any()):
-        return x, maybe
     gram = Gram.of(x, z)
     near = allowed & (gram.distances() < r2)
     rows = near.any(1).nonzero()[:, 0]

@@ -114,14 +114,15 @@ class Spell(Guidance):
 
     def _project(self, x: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         spare = _once(lambda: _spare(step))
-        reach = 0.0
-        while True:  # until no reference that the move could reach has been left out
-            field = self._field(x, step, reach)
+        field = self._field(x, step)
+        while True:  # until no move has entered a shield that was left out
             y, near = project(x, field.z, field.r**2, field.allowed, spare)
-            far = float((y - x).norm(dim=1).max()) if not field.whole else 0.0
-            if not far > reach:
+            if field.whole or not bool(near.any()) or not finite(y):
                 break
-            reach = 2 * far
+            further = self.shields.further(y, step.groups, self.radius)
+            if not len(further.r):
+                break
+            field = field.joined(further)
         if not finite(y):
             raise ShieldedError("no way out of the shields was found: use a smaller radius.")
         return y, near
@@ -138,8 +139,8 @@ class Spell(Guidance):
             y = y + length * spare / spare.norm(dim=1, keepdim=True)
         return y, near
 
-    def _field(self, x: Tensor, step: Step, reach: float = 0.0) -> Field:
-        return self.shields.field(x, step.groups, self.radius, reach)
+    def _field(self, x: Tensor, step: Step) -> Field:
+        return self.shields.field(x, step.groups, self.radius)
 
     def __repr__(self) -> str:
         return (

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from shielded.errors import BadInput, ShapeMismatch
+from shielded.repel import squared_distances
 
 if TYPE_CHECKING:
     from shielded.shields.history import History
@@ -102,6 +103,16 @@ class Field:
             for place in (ids if name == "batch" else [-1] * len(ids))
         ]
         return torch.tensor(places, dtype=torch.long, device=self.z.device)
+
+    def joined(self, other: Field) -> Field:
+        """This field and another of the same images."""
+        return Field(
+            torch.cat([self.z, other.z]),
+            torch.cat([self.r, other.r]),
+            torch.cat([self.allowed, other.allowed], 1),
+            self.origin + other.origin,
+            False,
+        )
 
     def label(self, m: int) -> tuple[str, Hashable]:
         """Source name and id of reference m."""
@@ -218,6 +229,20 @@ class Shields:
         """The field of all shields that x (B, D) is in or could enter by moving at most `reach`."""
         return self._join(
             x, [(s, r, s.references(x, groups, r, reach)) for s, r in self._radii(radius)]
+        )
+
+    def further(self, x: Tensor, groups: Sequence[Hashable], radius: float | None) -> Field:
+        """The shields that x (B, D), which has left all those of a field, is inside of now.
+
+        Only sources that may have left some out of that field are asked.
+        """
+        parts = [(s, r, s.references(x, groups, r, 0.0)) for s, r in self._radii(radius)]
+        field = self._join(x, [part for part in parts if not part[2].whole])
+        inside = field.allowed & (squared_distances(x, field.z) < field.r**2 * (1 - 1e-9))
+        new = inside.any(0)
+        count = int(new.sum())
+        return Field(
+            field.z[new], field.r[new], field.allowed[:, new], (("further", range(count)),), False
         )
 
     def closest(self, x: Tensor, groups: Sequence[Hashable], radius: float | None) -> Field:
