@@ -204,6 +204,17 @@ def test_the_closest_reference_is_the_closest(seed, d, kind, many):
     assert torch.allclose(mine.nan_to_num(torch.inf).amin(1), share.amin(1), rtol=1e-9, atol=1e-9)
 
 
+def test_references_at_a_radius_that_is_tiny_against_their_norms_are_found():
+    """There the product that measures is off by more than the radius allows."""
+    generator = torch.Generator().manual_seed(0)
+    x = 5 + torch.randn(30, 200, generator=generator, dtype=torch.float64)
+    u = torch.randn(30, 200, generator=generator, dtype=torch.float64)
+    z = x + 1e-5 * u / u.norm(dim=1, keepdim=True)
+    r = distances(x, z).amin(0) * (1 + 1e-12)
+    one, _ = screen(z, r, basis=Basis.fit(torch.randn(9, 200, generator=generator)))
+    assert missed(one.near(x), x, z, r) == 0
+
+
 def test_a_set_of_nothing_and_of_one():
     basis = Basis.fit(torch.randn(4, 8))
     empty, _ = screen(torch.zeros(0, 8), 1.0, basis=basis)

@@ -19,6 +19,7 @@ from torch.linalg import vector_norm
 
 from shielded.errors import NonFinite, ShapeMismatch, ShieldedWarning
 from shielded.landing import Landing
+from shielded.repel import full_precision
 from shielded.spaces.latent import Latent, exact
 from shielded.spaces.space import Space, space_of
 from shielded.trace import Certificate, Record, Trace
@@ -163,7 +164,7 @@ class Run:
                 f"{tuple(step.x0.shape)} to one scheduler: such a pipeline cannot be shielded."
             )
         self._last = step
-        with torch.autocast(step.x0.device.type, enabled=False):
+        with full_precision(step.x0.device.type):
             shift = self.guidance.shift(step)
         self._record(step, shift)
         self.calls += 1
@@ -177,7 +178,7 @@ class Run:
             step = Step(sample, sample, 1.0, 0.0, expand(self.groups, len(sample)))
         if not finite(sample):
             raise NonFinite("the sampler returned NaN or infinity: try dtype=torch.float32.")
-        with torch.autocast(sample.device.type, enabled=False):
+        with full_precision(sample.device.type):
             landing = self.guidance.land(sample, self.space, step)
         if landing is None:
             return sample

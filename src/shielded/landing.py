@@ -13,7 +13,7 @@ from math import inf
 import torch
 from torch import Tensor
 
-from shielded.repel import escape, fixed_directions, leave, squared_distances
+from shielded.repel import escape, fixed_directions, project, squared_distances
 from shielded.shields import Field, Shields
 from shielded.spaces.space import Space
 
@@ -110,12 +110,12 @@ def _landed(
         if landed is None or field.whole:
             return landed
         arrived = space.measure(landed).flatten(1)
-        further = shields.further(arrived, groups[b : b + 1], radius)
-        new = further.r > 0
+        there = shields.field(arrived, groups[b : b + 1], radius)
+        new_z, new_r, _ = there.entered(arrived)
         cleared = bool((squared_distances(arrived, z) >= (r * (1 - 1e-9)) ** 2).all())
-        if not cleared or not bool(new.any()):
+        if not cleared or not len(new_r):
             return landed
-        z, r = torch.cat([z, further.z[new]]), torch.cat([r, further.r[new]])
+        z, r = torch.cat([z, new_z]), torch.cat([r, new_r])
 
 
 def _inside(at: Tensor, field: Field) -> Tensor:
@@ -177,7 +177,7 @@ def _exit(
     """
     everyone = torch.ones((1, len(z)), dtype=torch.bool, device=x.device)
     if box is None:
-        return leave(x[None], z, r2, everyone, spare)[0][0]
+        return project(x[None], z, r2, everyone, spare)[0][0]
     low, high = box
     start = x.clamp(low, high)
     y, free = start.clone(), torch.arange(len(x), device=x.device)
@@ -185,7 +185,7 @@ def _exit(
     # cuts each ball to a smaller one, of squared radius r^2 - |what is fixed|^2.
     part, centres, left = start, z, r2
     while len(free):
-        out, _ = leave(part[None], centres, left, everyone, lambda free=free: spare()[:, free])
+        out, _ = project(part[None], centres, left, everyone, lambda free=free: spare()[:, free])
         part = out[0]
         if not bool(part.isfinite().all()):
             break

@@ -12,6 +12,7 @@ All tensors are float64: distances between latents are small against their norms
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +22,7 @@ from torch.linalg import vector_norm
 __all__ = [
     "Gram",
     "escape",
-    "leave",
+    "full_precision",
     "lower_squares",
     "outside_hull",
     "project",
@@ -95,6 +96,12 @@ def roundoff(length: int) -> float:
     return length * 2.0**-24 + (0 if exact else 2.0**-7)
 
 
+def full_precision(device: str) -> AbstractContextManager[object]:
+    """No autocast inside, for a type of device; nothing where there is none, for it costs time."""
+    on = torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if on else nullcontext()
+
+
 def lower_squares(x: Tensor, z: Tensor) -> Tensor:
     """What |x_b - z_m|^2 is at least, (B, M) float32 through one fast product; NaN on overflow.
 
@@ -104,7 +111,7 @@ def lower_squares(x: Tensor, z: Tensor) -> Tensor:
     b = a if x is z else z.to(torch.float32)
     zz = vector_norm(b, dim=1).square_()
     norms = (zz if x is z else vector_norm(a, dim=1).square_())[:, None] + zz
-    with torch.autocast(x.device.type, enabled=False):
+    with full_precision(x.device.type):
         d2 = torch.addmm(norms, a, b.T, alpha=-2)
     return d2.sub_(norms, alpha=2 * roundoff(x.shape[1] + 6))
 
@@ -120,14 +127,6 @@ def repel_sum(x: Tensor, z: Tensor, r: Tensor, allowed: Tensor) -> Tensor:
 
 
 def project(
-    x: Tensor, z: Tensor, r2: Tensor, allowed: Tensor, spare: Callable[[], Tensor]
-) -> tuple[Tensor, Tensor]:
-    """`leave` where float32 cannot tell that no image is near any shield: most often it can."""
-    maybe = allowed & ~(lower_squares(x, z) > r2)  # NaN is not sure
-    return leave(x, z, r2, allowed, spare) if bool(maybe.any()) else (x, maybe)
-
-
-def leave(
     x: Tensor, z: Tensor, r2: Tensor, allowed: Tensor, spare: Callable[[], Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Move each image outside every allowed shield: y (B, D), and near (B, M), all that counted.

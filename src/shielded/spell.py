@@ -86,9 +86,10 @@ class Spell(Guidance):
         self.shields.fit(tuple(step.x0.shape[1:]))
         x = flat(step.x0)
         move = self._sum if self.overlap == "sum" else self._project
-        y, near = move(x, step)
-        if not bool(near.any()):
+        moved = move(x, step)
+        if moved is None or not bool(moved[1].any()):
             return None
+        y, near = moved
         return Shift(self.overcompensation * (y - x), near.sum(1))
 
     def land(self, sample: Tensor, space: Space, step: Step) -> Landing:
@@ -112,20 +113,23 @@ class Spell(Guidance):
         for history in self.shields.histories:
             history.forget()
 
-    def _project(self, x: Tensor, step: Step) -> tuple[Tensor, Tensor]:
-        spare = _once(lambda: _spare(step))
+    def _project(self, x: Tensor, step: Step) -> tuple[Tensor, Tensor] | None:
         field = self._field(x, step)
+        if not field.may_hold(x):
+            return None
+        spare = _once(lambda: _spare(step))
+        z, r, allowed = field.z, field.r, field.allowed
         while True:  # until no move has entered a shield that was left out
-            y, near = project(x, field.z, field.r**2, field.allowed, spare)
-            if field.whole or not bool(near.any()) or not finite(y):
-                break
-            further = self.shields.further(y, step.groups, self.radius)
-            if not len(further.r):
-                break
-            field = field.joined(further)
-        if not finite(y):
-            raise ShieldedError("no way out of the shields was found: use a smaller radius.")
-        return y, near
+            y, near = project(x, z, r**2, allowed, spare)
+            if not finite(y):
+                raise ShieldedError("no way out of the shields was found: use a smaller radius.")
+            if field.whole or not bool(near.any()):
+                return y, near
+            new_z, new_r, new_allowed = self._field(y, step).entered(y)
+            if not len(new_r):
+                return y, near
+            z, r = torch.cat([z, new_z]), torch.cat([r, new_r])
+            allowed = torch.cat([allowed, new_allowed], 1)
 
     def _sum(self, x: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         field = self._field(x, step)

@@ -34,7 +34,7 @@ def numbers(images: Tensor) -> Tensor:
 
 def stored(store: ProtectedSet) -> Iterator[Tensor]:
     """The latents of a set as they are on disk, piece by piece."""
-    return (torch.from_numpy(z.copy()) for part in store.parts() for _, z in store.read(part))
+    return (torch.from_numpy(z.copy()) for _, z in store.blocks())
 
 
 def inside(distance: Tensor, radius: float) -> int:

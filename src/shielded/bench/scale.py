@@ -203,7 +203,7 @@ def prepare(store: ProtectedSet, method: str, radius: float) -> Any:
         return load(store, radius)[0]
 
     def blocks() -> Iterator[np.ndarray]:
-        return (latents for part in store.parts() for _, latents in store.read(part))
+        return (latents for _, latents in store.blocks())
 
     if method == "brute force":
         z = torch.empty(len(store), store.dim)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from shielded.shields.shields import References, everyone, same_group
+from shielded.shields.field import References
+from shielded.shields.shields import everyone, same_group
 
 
 @dataclass(frozen=True, slots=True, repr=False)

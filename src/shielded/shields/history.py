@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from shielded.errors import BadInput, ShapeMismatch
+from shielded.shields.field import References
 from shielded.shields.images import SCREEN, within
-from shielded.shields.shields import References, everyone, same_group
+from shielded.shields.shields import everyone, same_group
 
 
 class History:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from shielded.errors import BadInput, NonFinite, ShapeMismatch
 from shielded.repel import lower_squares
-from shielded.shields.shields import References, everyone
+from shielded.shields.field import References
+from shielded.shields.shields import everyone
 
 SCREEN = 256  # from this many references on, distances are bounded in float32 first
 

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from shielded.errors import BadInput, ShapeMismatch
 from shielded.shields.faiss_index import KINDS, FaissIndex, Search
+from shielded.shields.field import References
 from shielded.shields.hits import Hits
 from shielded.shields.kept import load
 from shielded.shields.screen import Screen
-from shielded.shields.shields import References
 from shielded.shields.store import ProtectedSet
 
 if TYPE_CHECKING:

@@ -77,6 +77,7 @@ class Screen:
     ):
         self.basis, self.radius, self.fetch = basis, radius, fetch
         self.sketch = Sketch(core, lost)
+        self._widest = float(radius.max()) if len(radius) else 0.0
         every = torch.arange(len(core), dtype=torch.int32, device=core.device)
         nowhere = radius.new_zeros(0)
         self._lists = [List(every, self.sketch, up(radius + lost), nowhere, inf)]  # ever shorter
@@ -103,7 +104,9 @@ class Screen:
         some = row[asked]
         z = self._points(some)
         outside = squared_distances(x, z).sqrt() * (1 - 1e-9) - self.radius[some]
-        margin[asked] = outside.amin(0)
+        # A product in float64 is off by less than 1e-13 of the squares, so its root by 4e-7.
+        loose = 1e-6 * (2 * furthest(x) + self._widest + reach)
+        margin[asked] = outside.amin(0) - loose
         self._known = x, row, margin
         inside = margin[asked] <= reach
         return Found(some[inside], z[inside])
@@ -190,7 +193,7 @@ class Screen:
         a, blur = self.basis.query(x)
         row = torch.zeros(len(x), dtype=torch.long, device=x.device)
         share = torch.full((len(x),), inf, dtype=torch.float64)
-        todo, widest = torch.arange(len(x), device=x.device), float(self.radius.max())
+        todo, widest = torch.arange(len(x), device=x.device), self._widest
         for near in reversed(self._lists):
             left = near.left(a) - 2 * float(blur.max())
             if left <= 0 or not len(near.row) or (left < inf and not widest):

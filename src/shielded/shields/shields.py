@@ -13,25 +13,10 @@ import torch
 from torch import Tensor
 
 from shielded.errors import BadInput, ShapeMismatch
-from shielded.repel import squared_distances
+from shielded.shields.field import Field, References
 
 if TYPE_CHECKING:
     from shielded.shields.history import History
-
-
-@dataclass(frozen=True, slots=True)
-class References:
-    """References of one source: z (M, D) float64, who has to keep away (B, M), ids, radii.
-
-    `r` (M,) is None where all have the radius that was asked for. `whole` tells that no reference
-    was left out, however far an image may move.
-    """
-
-    z: Tensor
-    allowed: Tensor
-    ids: Sequence[Hashable]
-    whole: bool = True
-    r: Tensor | None = None
 
 
 class Source(Protocol):
@@ -82,45 +67,6 @@ class Lasting(Protocol):
     def refresh(self) -> None:
         """Take up the newest state."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Field:
-    """The shields around a batch: z (M, D), r (M,), allowed (B, M), and where each comes from."""
-
-    z: Tensor
-    r: Tensor
-    allowed: Tensor
-    origin: tuple[tuple[str, Sequence[Hashable]], ...]
-    whole: bool
-
-    @property
-    def members(self) -> Tensor:
-        """(M,) the place in the batch of each reference that is an image of it, else -1."""
-        places = [
-            place
-            for name, ids in self.origin
-            for place in (ids if name == "batch" else [-1] * len(ids))
-        ]
-        return torch.tensor(places, dtype=torch.long, device=self.z.device)
-
-    def joined(self, other: Field) -> Field:
-        """This field and another of the same images."""
-        return Field(
-            torch.cat([self.z, other.z]),
-            torch.cat([self.r, other.r]),
-            torch.cat([self.allowed, other.allowed], 1),
-            self.origin + other.origin,
-            False,
-        )
-
-    def label(self, m: int) -> tuple[str, Hashable]:
-        """Source name and id of reference m."""
-        for name, ids in self.origin:
-            if m < len(ids):
-                return name, ids[m]
-            m -= len(ids)
-        raise IndexError(m)
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,27 +173,20 @@ class Shields:
         self, x: Tensor, groups: Sequence[Hashable], radius: float | None, reach: float = 0.0
     ) -> Field:
         """The field of all shields that x (B, D) is in or could enter by moving at most `reach`."""
-        return self._join(
-            x, [(s, r, s.references(x, groups, r, reach)) for s, r in self._radii(radius)]
-        )
-
-    def further(self, x: Tensor, groups: Sequence[Hashable], radius: float | None) -> Field:
-        """The shields that x (B, D), which has left all those of a field, is inside of now.
-
-        Only sources that may have left some out of that field are asked.
-        """
-        parts = [(s, r, s.references(x, groups, r, 0.0)) for s, r in self._radii(radius)]
-        field = self._join(x, [part for part in parts if not part[2].whole])
-        inside = field.allowed & (squared_distances(x, field.z) < field.r**2 * (1 - 1e-9))
-        new = inside.any(0)
-        count = int(new.sum())
         return Field(
-            field.z[new], field.r[new], field.allowed[:, new], (("further", range(count)),), False
+            x,
+            [
+                (source.name, r, source.references(x, groups, r, reach))
+                for source, r in self._radii(radius)
+            ],
         )
 
     def closest(self, x: Tensor, groups: Sequence[Hashable], radius: float | None) -> Field:
         """A field that holds, for each x (B, D), the shield of smallest distance / radius."""
-        return self._join(x, [(s, r, s.closest(x, groups, r)) for s, r in self._radii(radius)])
+        return Field(
+            x,
+            [(source.name, r, source.closest(x, groups, r)) for source, r in self._radii(radius)],
+        )
 
     def _radii(self, radius: float | None) -> list[tuple[Source, float]]:
         """Every source with the radius of its references that have none."""
@@ -260,23 +199,6 @@ class Shields:
                 )
             found.append((source, r))
         return found
-
-    def _join(self, x: Tensor, parts: Sequence[tuple[Source, float, References]]) -> Field:
-        if not parts:
-            return Field(x[:0], x.new_zeros(0), x.new_zeros((len(x), 0)).bool(), (), True)
-        alone = parts[0][2] if len(parts) == 1 else None  # then z may be x itself: no copy
-        return Field(
-            alone.z if alone else torch.cat([part.z for _, _, part in parts]),
-            torch.cat(
-                [
-                    part.r if part.r is not None else x.new_full((len(part.z),), r)
-                    for _, r, part in parts
-                ]
-            ),
-            alone.allowed if alone else torch.cat([part.allowed for _, _, part in parts], 1),
-            tuple((source.name, part.ids) for source, _, part in parts),
-            all(part.whole for _, _, part in parts),
-        )
 
 
 def check_radius(radius: float | None) -> float | None:

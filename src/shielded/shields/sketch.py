@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from shielded.repel import roundoff
+from shielded.repel import full_precision, roundoff
 
 __all__ = ["Basis", "Sketch"]
 
@@ -184,7 +184,7 @@ class Sketch:
         for start in range(0, len(self), CHUNK):
             part = slice(start, start + CHUNK)
             core = self.core[part] if self.direct else self.core[part].to(torch.float32)
-            with torch.autocast(core.device.type, enabled=False):
+            with full_precision(core.device.type):
                 v = core @ query
             yield part, v
 

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The field of shields around a batch, made of what each source has named."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from shielded.repel import lower_squares, squared_distances
+
+
+@dataclass(frozen=True, slots=True)
+class References:
+    """References of one source: z (M, D), who has to keep away (B, M), ids, radii.
+
+    `r` (M,) is None where all have the radius that was asked for. `whole` tells that no reference
+    was left out, however far an image may move.
+    """
+
+    z: Tensor
+    allowed: Tensor
+    ids: Sequence[Hashable]
+    whole: bool = True
+    r: Tensor | None = None
+
+
+class Field:
+    """Shields z (M, D) float64, r (M,), allowed (B, M), and where each comes from.
+
+    `parts` are the name of a source, the radius of its references without their own, and them.
+    They are joined when they are asked for: mostly `may_hold` already says that nothing is near.
+    """
+
+    def __init__(self, x: Tensor, parts: Sequence[tuple[str, float, References]]):
+        self.like, self.parts = x[:0], parts
+        self.origin = tuple((name, part.ids) for name, _, part in parts)
+        self.whole = all(part.whole for _, _, part in parts)
+        self.count = len(x)
+
+    def may_hold(self, x: Tensor) -> bool:
+        """Whether some x (B, D) may be inside a shield: float32 can mostly tell that none is."""
+        for _, r, part in self.parts:
+            r2 = r * r if part.r is None else part.r.square()
+            near = part.allowed & ~(lower_squares(x, part.z) > r2)  # NaN is not sure
+            if bool(near.any()):
+                return True
+        return False
+
+    @cached_property
+    def z(self) -> Tensor:
+        """(M, D) float64; x itself where the batch is all there is: no copy."""
+        z = [part.z.to(self.like) for _, _, part in self.parts]
+        return z[0] if len(z) == 1 else torch.cat([self.like, *z])
+
+    @cached_property
+    def r(self) -> Tensor:
+        """(M,) float64."""
+        r = [
+            self.like.new_full((len(part.z),), r) if part.r is None else part.r
+            for _, r, part in self.parts
+        ]
+        return torch.cat([self.like.new_zeros(0), *r])
+
+    @cached_property
+    def allowed(self) -> Tensor:
+        """(B, M) bool: whom each shield concerns."""
+        none = self.like.new_zeros((self.count, 0)).bool()
+        return torch.cat([none, *(part.allowed for _, _, part in self.parts)], 1)
+
+    @property
+    def members(self) -> Tensor:
+        """(M,) the place in the batch of each reference that is an image of it, else -1."""
+        places = [
+            place
+            for name, ids in self.origin
+            for place in (ids if name == "batch" else [-1] * len(ids))
+        ]
+        return torch.tensor(places, dtype=torch.long, device=self.like.device)
+
+    def label(self, m: int) -> tuple[str, Hashable]:
+        """Source name and id of reference m."""
+        for name, ids in self.origin:
+            if m < len(ids):
+                return name, ids[m]
+            m -= len(ids)
+        raise IndexError(m)
+
+    def entered(self, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """z, r and allowed of those shields that are not `whole` and some y (B, D) is inside of.
+
+        y has left all that it knew of: so these are others, which had been left out.
+        """
+        rest = Field(y, [part for part in self.parts if not part[2].whole])
+        inside = rest.allowed & (squared_distances(y, rest.z) < rest.r**2 * (1 - 1e-9))
+        new = inside.any(0)
+        return rest.z[new], rest.r[new], rest.allowed[:, new]
