@@ -204,6 +204,13 @@ def test_the_closest_reference_is_the_closest(seed, d, kind, many):
     assert torch.allclose(mine.nan_to_num(torch.inf).amin(1), share.amin(1), rtol=1e-9, atol=1e-9)
 
 
+def test_of_equal_references_all_are_the_closest():
+    """So that which is named does not depend on how they are searched."""
+    z = points("duplicated", 300, 32, torch.Generator().manual_seed(0))
+    found = screen(z, 1.0)[0].closest(z[[4, 100]].double() + 0.1)
+    assert sorted(found.row.tolist()) == [3, 4, 5, 99, 100, 101]
+
+
 def test_references_at_a_radius_that_is_tiny_against_their_norms_are_found():
     """There the product that measures is off by more than the radius allows."""
     generator = torch.Generator().manual_seed(0)

@@ -48,7 +48,7 @@ class Step:
     @property
     def noise(self) -> Tensor:
         """x_t - alpha x0, as (B, D) float64."""
-        return flat(self.x_t) - self.alpha * flat(self.x0)
+        return torch.sub(flat(self.x_t), flat(self.x0), alpha=self.alpha)
 
 
 class Shift(NamedTuple):
@@ -246,13 +246,11 @@ def finite(x: Tensor) -> bool:
 def moved(x: Tensor, delta: Tensor, rows: Tensor, scale: float = 1.0) -> Tensor:
     """x + scale delta in `rows`, those that delta (B, D) touches; the others keep their bits."""
     wide = torch.promote_types(x.dtype, torch.float32)  # 16 bits are rounded once, at the end
-    shift = (scale * delta).to(wide).to(x.device).reshape(x.shape)
     if len(rows) == len(x):
-        return (x + shift).to(x.dtype)
+        return (x + (scale * delta).to(wide).to(x.device).reshape(x.shape)).to(x.dtype)
+    shift = (scale * delta[rows]).to(wide).to(x.device).reshape(-1, *x.shape[1:])
     rows = rows.to(x.device)
-    out = x.clone()
-    out[rows] = (x[rows] + shift[rows]).to(x.dtype)
-    return out
+    return x.index_copy(0, rows, (x[rows] + shift).to(x.dtype))
 
 
 def expand(groups: Sequence[Hashable] | None, count: int) -> tuple[Hashable, ...]:

@@ -141,10 +141,10 @@ def project(
     rows = near.any(1).nonzero()[:, 0]
     if not len(rows):
         return x, near
-    y = x.clone()
+    y = x
     for _ in range(ROUNDS):
         out, d2 = outside_hull(gram.rows(rows), r2, near[rows], lambda rows=rows: spare()[rows])
-        y[rows] = out
+        y = out if len(rows) == len(x) else y.index_copy(0, rows, out)
         entered = allowed[rows] & (d2 < r2 * (1 - 1e-9)) & ~near[rows]
         lost = d2.isnan().any(1)
         for b in rows[lost].tolist():

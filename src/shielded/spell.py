@@ -90,7 +90,7 @@ class Spell(Guidance):
         if moved is None or not bool(moved[1].any()):
             return None
         y, near = moved
-        return Shift(self.overcompensation * (y - x), near.sum(1))
+        return Shift((y - x).mul_(self.overcompensation), near.sum(1))
 
     def land(self, sample: Tensor, space: Space, step: Step) -> Landing:
         """Check the returned images, move those inside, remember all of them."""

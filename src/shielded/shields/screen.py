@@ -185,35 +185,35 @@ class Screen:
         return torch.where(known[place] == row, margin[place] - way(before, x), -inf)
 
     def _first(self, x: Tensor) -> Tensor:
-        """For each x (B, D) the row with the smallest share = distance / radius.
+        """For each x (B, D) the rows with the smallest share = distance / radius, equals too.
 
         What a list leaves out has a share of 1 + (way to it) / radius at least: a reference of a
         smaller share is the first of all, and longer lists need not be read.
         """
         a, blur = self.basis.query(x)
-        row = torch.zeros(len(x), dtype=torch.long, device=x.device)
-        share = torch.full((len(x),), inf, dtype=torch.float64)
-        todo, widest = torch.arange(len(x), device=x.device), self._widest
+        rows, share = [self._known[1][:0]] * len(x), [inf] * len(x)
+        todo, widest = list(range(len(x))), self._widest
         for near in reversed(self._lists):
             left = near.left(a) - 2 * float(blur.max())
             if left <= 0 or not len(near.row) or (left < inf and not widest):
                 continue
-            for part in todo.split(max(1, PAIRS // len(near.row))):
+            radius, size = self.radius[near.row.long()], max(1, PAIRS // len(near.row))
+            for start in range(0, len(todo), size):
+                part = todo[start : start + size]
                 self._read += len(near.row)
-                bound = near.sketch.bounds(a[part], blur[part])
-                bound = _share(bound, self.radius[near.row.long()])
-                for b, low in zip(part.tolist(), bound, strict=True):
-                    row[b], share[b] = self._best(near, x[b : b + 1], low)
-            todo = todo[share[todo.cpu()] > 1 + left / widest] if left < inf else todo[:0]
-        return row
+                bound = _share(near.sketch.bounds(a[part], blur[part]), radius)
+                for b, low in zip(part, bound, strict=True):
+                    rows[b], share[b] = self._best(near, x[b : b + 1], low)
+            todo = [b for b in todo if left < inf and share[b] > 1 + left / widest]
+        return torch.cat(rows)
 
     def _best(self, near: List, x: Tensor, share: Tensor) -> tuple[Tensor, float]:
-        """The row of a list with the smallest share from x (1, D), given lower bounds (U,).
+        """The rows of a list with the smallest share from x (1, D), given lower bounds (U,).
 
         References are measured in the order of their bounds, until the next bound is further than
         the best that was found.
         """
-        best, at, done, count = inf, share.argmin(), 0, 32
+        best, at, done, count = inf, near.row[:0].long(), 0, 32
         while done < len(share):
             count = min(count, len(share))
             bound, order = share.topk(count, largest=False)
@@ -224,11 +224,12 @@ class Screen:
             d = squared_distances(x, self._points(row))[0].sqrt()
             measured = _share(d, self.radius[row])
             if float(measured.min()) < best:
-                best, at = float(measured.min()), few[measured.argmin()]
+                best, at = float(measured.min()), at[:0]
+            at = torch.cat([at, row[measured == best]])
             if len(few) < count - done:
                 break  # the next bound is further than the best
             done, count = count, 4 * count
-        return near.row[at].long(), best
+        return at, best
 
     def _points(self, row: Tensor) -> Tensor:
         """The points (M, D) of rows, float64: from memory where they were used lately."""
