@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The screen on trial: against brute force, wherever distances are hard to tell."""
 
+import itertools
 import math
+import os
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from shielded.shields.screen import Screen
 from shielded.shields.sketch import Basis, Sketch, rounded
 
 WIDTHS = [2, 3, 17, 64, 300, 1024, 4096, 16384]
+DTYPES = [torch.float32, torch.bfloat16]
 KINDS = ["random", "clustered", "duplicated", "constant", "near the mean", "far from the origin"]
 
 
@@ -63,7 +66,7 @@ def missed(found, x, z, limit):
     st.integers(0, 10**6),
     st.sampled_from(WIDTHS[:6]),
     st.sampled_from(KINDS),
-    st.sampled_from([torch.float32, torch.bfloat16]),
+    st.sampled_from(DTYPES),
     st.floats(0.0, 1.0),
 )
 def test_no_reference_is_missed(seed, d, kind, dtype, quantile):
@@ -117,7 +120,7 @@ def test_the_bound_is_a_bound(seed, d, kind):
     assert bool((low.double() <= distances(x, z)).all())
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", [1e-12, 1.0, 1e12])
 def test_margins_are_margins_where_distances_are_small_against_norms(dtype, size):
     """What the product of the sketches loses is less than what is taken off for it."""
@@ -139,7 +142,7 @@ def test_margins_are_margins_where_distances_are_small_against_norms(dtype, size
 @given(
     st.integers(0, 10**6),
     st.sampled_from(KINDS[:3]),
-    st.sampled_from([torch.float32, torch.bfloat16]),
+    st.sampled_from(DTYPES),
     st.floats(0.05, 0.6),
 )
 def test_nothing_is_missed_along_a_trajectory(seed, kind, dtype, r):
@@ -168,6 +171,28 @@ def test_nothing_is_missed_along_a_trajectory(seed, kind, dtype, r):
                 assert torch.allclose(nearest, distances(x, z).amin(1), rtol=1e-12)
     if kind == "random" and r > 0:
         assert one.scans < 70, "lists were used"
+
+
+@pytest.mark.skipif(os.environ.get("SHIELDED_THOROUGH") != "1", reason="takes some minutes")
+@pytest.mark.timeout(3600)
+def test_nothing_is_missed_in_a_hundred_thousand_queries():
+    """Batches of eight on their way from the mean to references, in every kind and size."""
+    queries, sizes = 0, [2, 3, 5, 17, 64, 129, 300, 512, 1024, 2048, 4096, 8192, 16384]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("shielded.shields.screen.FEW", 4)
+        patch.setattr("shielded.shields.screen.SHORTER", 4)
+        for dtype, kind, d in itertools.product(DTYPES, KINDS, sizes):
+            generator = torch.Generator().manual_seed(d)
+            z = points(kind, 240, d, generator)
+            goal = z[torch.randint(0, 240, (8,), generator=generator)].double()
+            start = z.double().mean(0) + z.double().std() * torch.randn(8, d, generator=generator)
+            r = float(distances(goal, z).quantile(0.1)) + 1e-3 * float(z.std())
+            one, _ = screen(z, r, dtype)
+            for step in range(81):
+                x = goal + (start - goal) * (1 - step / 80) ** 2
+                assert missed(one.near(x), x, z, r) == 0
+                queries += len(x)
+    assert queries >= 100_000
 
 
 def test_the_list_saves_scans_and_the_sketch_saves_fetches():
