@@ -43,6 +43,8 @@ def warnings_of(caplog, monkeypatch):
     """The sentences logged as warnings: diffusers' loggers do not propagate by themselves."""
     root = logging.getLogger("shielded")
     monkeypatch.setattr(root, "propagate", True)
+    # The command says each sentence once a process, and its tests may have run in this one.
+    monkeypatch.setattr(logging.getLogger("shielded.models.pipeline"), "filters", [])
     caplog.set_level(logging.WARNING, "shielded.models.pipeline")
     return lambda: [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
 
