@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from shielded.errors import ShieldedWarning
 from shielded.landing import TOLERANCE, land
-from shielded.repel import fixed_directions
+from shielded.repel import Rough, fixed_directions
 from shielded.shields import Shields
 from shielded.shields.images import within
 from shielded.spaces import Latent, Pixels
@@ -159,9 +159,9 @@ def test_the_float32_bound_never_drops_a_reference(seed, scale):
     u = u / u.norm(dim=1, keepdim=True)
     z = (x[torch.arange(300) % 3] + 5.0 * u).float()
     near = torch.cdist(x, z.double(), compute_mode="donot_use_mm_for_euclid_dist").amin(0) <= 5.0
-    assert bool(within(x, z, 5.0)[near].all())
+    assert bool(within(x, Rough.of(z), 5.0)[near].all())
     far = x[:1].float() + 100 * scale
-    assert not bool(within(x, far, 5.0).any())
+    assert not bool(within(x, Rough.of(far), 5.0).any())
 
 
 def test_a_large_set_moves_as_small_ones_do():

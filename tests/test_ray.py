@@ -94,18 +94,18 @@ def everything(store):
     return z, torch.where(own.isnan(), RADIUS, own), ids
 
 
-def same(source, plain, store, reach=0.0):
+def same(source, plain, store):
     """Compare hits along a way with those of one screen, to the bit, and with brute force."""
     z, r, ids = everything(store)
     found = 0
     for x in way():
         x, groups = x.flatten(1).double(), [0] * 6
-        hits = source.references(x, groups, RADIUS, reach)
-        single = plain.references(x, groups, RADIUS, reach)
+        hits = source.references(x, groups, RADIUS)
+        single = plain.references(x, groups, RADIUS)
         assert torch.equal(hits.z, single.z)
         assert torch.equal(hits.r, single.r)
         assert list(hits.ids) == list(single.ids)
-        inside = (torch.cdist(x, z) <= r + reach).any(0).nonzero()[:, 0].tolist()
+        inside = (torch.cdist(x, z) <= r).any(0).nonzero()[:, 0].tolist()
         assert list(hits.ids) == [ids[k] for k in inside]
         best = source.closest(x, groups, RADIUS)
         nearest = (torch.cdist(x, z) / r).amin(1)
@@ -125,18 +125,18 @@ def generated(source):
 def gone_for_good(source, store):
     """A shard that Ray does not start again is told, and the next question starts anew."""
     x = way()[-1].flatten(1).double()
-    hits = source.references(x, [0] * 6, RADIUS, 0.0)
+    hits = source.references(x, [0] * 6, RADIUS)
     ray.kill(source._shards._actors[0])
     with pytest.raises(Lost, match="a shard of the search in the protected set was lost") as caught:
-        source.references(x, [0] * 6, RADIUS, 0.0)
+        source.references(x, [0] * 6, RADIUS)
     assert "\n" not in str(caught.value)
-    again = source.references(x, [0] * 6, RADIUS, 0.0)
+    again = source.references(x, [0] * 6, RADIUS)
     assert torch.equal(hits.z, again.z)
     before = store.version
     store.add(latents(2, 8))
     store.compact(keep=1)
     with pytest.raises(BadInput, match=f"has no version {before}"):
-        source._shards._ask("near", x, RADIUS + 1, 0.0)  # which the shard has to load anew
+        source._shards._ask("near", x, RADIUS + 1)  # which the shard has to load anew
 
 
 @pytest.mark.parametrize("shards", [1, 2, 4])
@@ -160,13 +160,13 @@ def test_shards_find_what_one_screen_finds(store, running, shards):
     source.refresh()
     plain.refresh()
     if shards != 2:
-        same(source, plain, store, reach=0.5)
+        same(source, plain, store)
         assert len(source._shards._actors) == shards
         return
     victim = source._shards._actors[0]
     pid = ray.get(victim.__ray_call__.remote(lambda _: os.getpid()))
     os.kill(pid, signal.SIGKILL)
-    same(source, plain, store, reach=0.5)
+    same(source, plain, store)
     assert ray.get(victim.__ray_call__.remote(lambda _: os.getpid())) != pid
 
 
@@ -200,16 +200,16 @@ def test_a_shard_that_was_started_again_loads_the_version_it_is_asked_about(stor
     """A fresh shard, which knows nothing, answers as one that has served all along."""
     x = way()[-1].flatten(1).double().numpy()
     old = Shard(str(store.path), 0)
-    before = old.near(store.version, 2, x, RADIUS, 0.0)
+    before = old.near(store.version, 2, x, RADIUS)
     store.remove(["0-0", "1-0"])
     for version, wanted in ((store.version - 1, before), (store.version, None)):
-        one = old.near(version, 2, x, RADIUS, 0.0)
-        other = Shard(str(store.path), 0).near(version, 2, x, RADIUS, 0.0)
+        one = old.near(version, 2, x, RADIUS)
+        other = Shard(str(store.path), 0).near(version, 2, x, RADIUS)
         assert [a.tolist() for a in one] == [a.tolist() for a in other]
         assert wanted is None or [a.tolist() for a in one] == [a.tolist() for a in wanted]
     assert len(one[0]) < len(before[0])
     with pytest.raises(BadInput, match="has no version 99"):
-        old.near(99, 2, x, RADIUS, 0.0)
+        old.near(99, 2, x, RADIUS)
 
 
 def test_bad_settings_and_a_missing_package_are_named(store, monkeypatch):

@@ -7,6 +7,7 @@ output x0 be instead? In score terms, score' = score + (alpha / sigma^2) delta.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
@@ -240,7 +241,7 @@ def flat(x: Tensor) -> Tensor:
 def finite(x: Tensor) -> bool:
     """Whether no number is NaN or infinite: one of them makes the sum so."""
     wide = torch.promote_types(x.dtype, torch.float32)  # a sum in 16 bits may overflow
-    return bool(x.sum(dtype=wide).isfinite())
+    return math.isfinite(float(x.sum(dtype=wide)))
 
 
 def moved(x: Tensor, delta: Tensor, rows: Tensor, scale: float = 1.0) -> Tensor:

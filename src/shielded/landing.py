@@ -19,6 +19,7 @@ from shielded.spaces.space import Space
 
 __all__ = ["TOLERANCE", "Landing", "Nearest", "land"]
 
+PASSES = 64  # of a ray from wall to wall: each meets more of them, and mostly few do
 TOLERANCE = 1e-5  # relative: an image at (1 - TOLERANCE) r counts as clear
 # How far beyond r the move aims, until what rounding leaves of it is clear.
 MARGINS = (1e-7, 1e-6, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 2e-2, 4e-2, 8e-2, 0.16, 0.32)
@@ -110,8 +111,7 @@ def _landed(
         if landed is None or field.whole:
             return landed
         arrived = space.measure(landed).flatten(1)
-        there = shields.field(arrived, groups[b : b + 1], radius)
-        new_z, new_r, _ = there.entered(arrived)
+        new_z, new_r, _ = field.entered(arrived, groups[b : b + 1])
         cleared = bool((squared_distances(arrived, z) >= (r * (1 - 1e-9)) ** 2).all())
         if not cleared or not len(new_r):
             return landed
@@ -175,32 +175,85 @@ def _exit(
 
     A box may have no such point: then its corner that is deepest inside none of them.
     """
-    everyone = torch.ones((1, len(z)), dtype=torch.bool, device=x.device)
     if box is None:
-        return project(x[None], z, r2, everyone, spare)[0][0]
-    low, high = box
-    start = x.clamp(low, high)
-    y, free = start.clone(), torch.arange(len(x), device=x.device)
-    # A coordinate that leaves the box stays on its wall, and the others make up for it: the wall
-    # cuts each ball to a smaller one, of squared radius r^2 - |what is fixed|^2.
-    part, centres, left = start, z, r2
+        return project(x[None], z, r2, _everyone(z), spare)[0][0]
+    y = start = x.clamp(*box)
+    near = torch.zeros_like(r2, dtype=torch.bool)
+    while True:  # of many shields mostly one or two count: the others only once they are entered
+        entered = (squared_distances(y[None], z)[0] < r2 * (1 - 1e-9)) & ~near
+        if not bool(entered.any()):
+            return y
+        near |= entered
+        found = _around(start, z[near], r2[near], box, spare)
+        if found is None:
+            return _corner(start, z, r2, box)
+        y = found
+
+
+def _around(
+    x: Tensor, z: Tensor, r2: Tensor, box: tuple[float, float], spare: Callable[[], Tensor]
+) -> Tensor | None:
+    """A point of the box outside the shields z (M, D), near x (D,); None: not found.
+
+    A coordinate that leaves the box stays on its wall, and the others make up for it: the wall
+    cuts each ball to a smaller one, of squared radius r^2 - |what is fixed|^2.
+    """
+    y = _ray(x, z[0], float(r2[0]), box) if len(z) == 1 else None
+    if y is not None:
+        return y
+    y, free = x.clone(), torch.arange(len(x), device=x.device)
+    part, centres, left = x, z, r2
     while len(free):
-        out, _ = project(part[None], centres, left, everyone, lambda free=free: spare()[:, free])
+        out, _ = project(
+            part[None], centres, left, _everyone(z), lambda free=free: spare()[:, free]
+        )
         part = out[0]
         if not bool(part.isfinite().all()):
-            break
-        y[free] = held = part.clamp(low, high)
+            return None
+        y[free] = held = part.clamp(*box)
         over = held != part
         if not bool(over.any()):
             return y
         wall, rest = over.nonzero()[:, 0], (~over).nonzero()[:, 0]
         left = left - (held[wall] - centres[:, wall]).square().sum(1)
         free, centres = free[rest], centres[:, rest]
-        part = start[free]
+        part = x[free]
+    return None
+
+
+def _ray(x: Tensor, z: Tensor, r2: float, box: tuple[float, float]) -> Tensor | None:
+    """The same for one shield z (D,) and in closed form; None where x - z is no way out.
+
+    y = clamp(z + t (x - z)) with |y - z| = r: what Lagrange asks of the nearest point. With the
+    walls W that it meets, t^2 = (r^2 - |y - z|^2 in W) / (|x - z|^2 elsewhere).
+    """
+    d = x - z
+    free, left = d.square(), r2
+    for _ in range(PASSES):
+        t2 = left / max(float(free.sum()), 1e-300)
+        if not 0 <= t2 < 1e300:
+            return None
+        y = torch.add(z, d, alpha=t2**0.5)
+        held = y.clamp(*box)
+        gap = (held - z).square_()
+        if float(gap.sum()) >= r2 * (1 - 1e-9):
+            return held
+        over = held != y
+        free, left = free.masked_fill(over, 0.0), r2 - float(gap.masked_fill(~over, 0.0).sum())
+    return None
+
+
+def _corner(x: Tensor, z: Tensor, r2: Tensor, box: tuple[float, float]) -> Tensor:
+    """A point outside all shields on a straight line to a corner, or the corner furthest out."""
+    low, high = box
     # Straight lines to corners stay in the box: first the corners far from the references.
     corners = torch.cat([-z, -z.mean(0)[None], fixed_directions(64, x)])
     corners = torch.where(corners >= 0, high, low).to(x)
-    y = escape(x.clamp(low, high), z, r2, corners)
+    y = escape(x, z, r2, corners)
     if bool(y.isfinite().all()):
         return y
     return corners[(squared_distances(corners, z) / r2).amin(1).argmax()]
+
+
+def _everyone(z: Tensor) -> Tensor:
+    return torch.ones((1, len(z)), dtype=torch.bool, device=z.device)

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from torch.linalg import vector_norm
 
 __all__ = [
     "Gram",
+    "Rough",
     "escape",
     "full_precision",
     "lower_squares",
@@ -102,18 +104,28 @@ def full_precision(device: str) -> AbstractContextManager[object]:
     return torch.autocast(device, enabled=False) if on else nullcontext()
 
 
-def lower_squares(x: Tensor, z: Tensor) -> Tensor:
+class Rough(NamedTuple):
+    """Points (M, D) in float32 and their squared norms (M,): what fast bounds are made of."""
+
+    points: Tensor
+    squares: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor) -> Rough:
+        """Of points in any precision."""
+        points = x.to(torch.float32)
+        return cls(points, vector_norm(points, dim=1).square_())
+
+
+def lower_squares(x: Rough, z: Rough) -> Tensor:
     """What |x_b - z_m|^2 is at least, (B, M) float32 through one fast product; NaN on overflow.
 
     Rounding and the product are off by at most `roundoff` (|x|^2 + |z|^2); that is granted twice.
     """
-    a = x.to(torch.float32)
-    b = a if x is z else z.to(torch.float32)
-    zz = vector_norm(b, dim=1).square_()
-    norms = (zz if x is z else vector_norm(a, dim=1).square_())[:, None] + zz
-    with full_precision(x.device.type):
-        d2 = torch.addmm(norms, a, b.T, alpha=-2)
-    return d2.sub_(norms, alpha=2 * roundoff(x.shape[1] + 6))
+    norms = x.squares[:, None] + z.squares
+    with full_precision(x.points.device.type):
+        d2 = torch.addmm(norms, x.points, z.points.T, alpha=-2)
+    return d2.sub_(norms, alpha=2 * roundoff(x.points.shape[1] + 6))
 
 
 def repel_sum(x: Tensor, z: Tensor, r: Tensor, allowed: Tensor) -> Tensor:

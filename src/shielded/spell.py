@@ -125,7 +125,7 @@ class Spell(Guidance):
                 raise ShieldedError("no way out of the shields was found: use a smaller radius.")
             if field.whole or not bool(near.any()):
                 return y, near
-            new_z, new_r, new_allowed = self._field(y, step).entered(y)
+            new_z, new_r, new_allowed = field.entered(y, step.groups)
             if not len(new_r):
                 return y, near
             z, r = torch.cat([z, new_z]), torch.cat([r, new_r])

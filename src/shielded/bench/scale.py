@@ -159,13 +159,13 @@ class Brute:
     z: Tensor
     radius: float
 
-    def near(self, x: Tensor, reach: float = 0.0) -> Found:
+    def near(self, x: Tensor) -> Found:
         """One matrix product with everything."""
         d2 = self.square - 2 * (x.float() @ self.z.T)
-        maybe = (d2 + x.float().square().sum(1)[:, None]) <= (self.radius * 1.001 + reach) ** 2
+        maybe = (d2 + x.float().square().sum(1)[:, None]) <= (self.radius * 1.001) ** 2
         row = maybe.any(0).nonzero()[:, 0]
         z = self.z[row].double()
-        inside = (squared_distances(x, z).sqrt() <= self.radius + reach).any(0)
+        inside = (squared_distances(x, z).sqrt() <= self.radius).any(0)
         return Found(row[inside], z[inside])
 
     def __post_init__(self) -> None:

@@ -3,12 +3,13 @@
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from shielded.shields.field import References
-from shielded.shields.shields import everyone, same_group
+from shielded.shields.shields import same_group
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -19,14 +20,18 @@ class Batch:
     name: str = "batch"
     shape: None = None
 
-    def references(
-        self, x: Tensor, groups: Sequence[Hashable], radius: float, reach: float
-    ) -> References:
+    def references(self, x: Tensor, groups: Sequence[Hashable], radius: float) -> References:
         """The other images; an image is never its own reference."""
-        itself = torch.eye(len(x), dtype=torch.bool, device=x.device)
-        return References(x, same_group(groups, groups, x.device) & ~itself, range(len(x)))
+        return References(x, others(tuple(groups), x.device), range(len(x)))
 
-    closest = everyone
+    closest = references
 
     def __repr__(self) -> str:
         return f"Shields.batch({'' if self.radius is None else f'radius={self.radius}'})"
+
+
+@lru_cache(maxsize=16)  # every step of a generation asks the same
+def others(groups: tuple[Hashable, ...], device: torch.device) -> Tensor:
+    """(B, B) bool: which other images are of the same group. Not to be written to."""
+    itself = torch.eye(len(groups), dtype=torch.bool, device=device)
+    return same_group(groups, groups, device) & ~itself

@@ -31,8 +31,8 @@ ROUNDING = 1e-5  # relative: Faiss measures in float32
 class Search(Protocol):
     """Anything that finds references near points: the screen, or an index of another library."""
 
-    def near(self, x: Tensor, reach: float = 0.0) -> Found:
-        """References within their radius + reach of any x (B, D), float64."""
+    def near(self, x: Tensor) -> Found:
+        """References within their radius of any x (B, D), float64."""
         ...
 
 
@@ -61,16 +61,14 @@ class FaissIndex:
         for block in blocks():
             self.index.add(np.ascontiguousarray(block, dtype=np.float32))
 
-    def near(self, x: Tensor, reach: float = 0.0) -> Found:
-        """Those that Faiss finds within the largest radius + reach, then measured exactly."""
-        limit = (float(self.radius.max()) if len(self.radius) else 0.0) + reach
+    def near(self, x: Tensor) -> Found:
+        """Those that Faiss finds within the largest radius, then measured exactly."""
+        limit = float(self.radius.max()) if len(self.radius) else 0.0
         queries = np.ascontiguousarray(x.cpu().to(torch.float32).numpy())
-        if math.isinf(limit):
-            limit = 1e18
         _, _, rows = self.index.range_search(queries, (limit * (1 + ROUNDING)) ** 2)
         row = torch.from_numpy(np.unique(rows)).to(x.device)
         z = self._fetch(row.cpu()).to(x.device, torch.float64)
-        r = self.radius.to(x.device)[row] + reach
+        r = self.radius.to(x.device)[row]
         inside = (squared_distances(x, z).sqrt() <= r * (1 + 1e-9)).any(0)
         return Found(row[inside], z[inside])
 

@@ -6,11 +6,12 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from shielded.repel import lower_squares, squared_distances
+from shielded.repel import Rough, lower_squares, squared_distances
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +19,7 @@ class References:
     """References of one source: z (M, D), who has to keep away (B, M), ids, radii.
 
     `r` (M,) is None where all have the radius that was asked for. `whole` tells that no reference
-    was left out, however far an image may move.
+    was left out, however far an image may move. `rough` is z in float32, where that is kept.
     """
 
     z: Tensor
@@ -26,26 +27,59 @@ class References:
     ids: Sequence[Hashable]
     whole: bool = True
     r: Tensor | None = None
+    rough: Rough | None = None
+
+
+class Source(Protocol):
+    """Anything that can name the references near given points."""
+
+    @property
+    def name(self) -> str:
+        """What certificates call it."""
+        ...
+
+    @property
+    def radius(self) -> float | None:
+        """Its own radius, or None to take the guidance's."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """Of one reference as it was given, or None where any fits."""
+        ...
+
+    def references(self, x: Tensor, groups: Sequence[Hashable], radius: float) -> References:
+        """All references within their radius of any x (B, D), float64, and maybe more.
+
+        `radius` is for references without their own.
+        """
+        ...
+
+    def closest(self, x: Tensor, groups: Sequence[Hashable], radius: float) -> References:
+        """For each x the reference with the smallest distance / radius, and maybe others."""
+        ...
 
 
 class Field:
     """Shields z (M, D) float64, r (M,), allowed (B, M), and where each comes from.
 
-    `parts` are the name of a source, the radius of its references without their own, and them.
-    They are joined when they are asked for: mostly `may_hold` already says that nothing is near.
+    `parts` are a source, the radius of its references without their own, and them. They are joined
+    when they are asked for: mostly `may_hold` already says that nothing is near.
     """
 
-    def __init__(self, x: Tensor, parts: Sequence[tuple[str, float, References]]):
+    def __init__(self, x: Tensor, parts: Sequence[tuple[Source, float, References]]):
         self.like, self.parts = x[:0], parts
-        self.origin = tuple((name, part.ids) for name, _, part in parts)
+        self.origin = tuple((source.name, part.ids) for source, _, part in parts)
         self.whole = all(part.whole for _, _, part in parts)
         self.count = len(x)
 
     def may_hold(self, x: Tensor) -> bool:
         """Whether some x (B, D) may be inside a shield: float32 can mostly tell that none is."""
+        rough = Rough.of(x)
         for _, r, part in self.parts:
             r2 = r * r if part.r is None else part.r.square()
-            near = part.allowed & ~(lower_squares(x, part.z) > r2)  # NaN is not sure
+            z = rough if part.z is x else part.rough or Rough.of(part.z)
+            near = part.allowed & ~(lower_squares(rough, z) > r2)  # NaN is not sure
             if bool(near.any()):
                 return True
         return False
@@ -89,12 +123,13 @@ class Field:
             m -= len(ids)
         raise IndexError(m)
 
-    def entered(self, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """z, r and allowed of those shields that are not `whole` and some y (B, D) is inside of.
+    def entered(self, y: Tensor, groups: Sequence[Hashable]) -> tuple[Tensor, Tensor, Tensor]:
+        """z, r and allowed of the shields that were left out here and some y (B, D) is inside of.
 
-        y has left all that it knew of: so these are others, which had been left out.
+        y has left all that this field holds: so only sources that are not `whole` are asked again.
         """
-        rest = Field(y, [part for part in self.parts if not part[2].whole])
+        asked = [(source, r) for source, r, part in self.parts if not part.whole]
+        rest = Field(y, [(source, r, source.references(y, groups, r)) for source, r in asked])
         inside = rest.allowed & (squared_distances(y, rest.z) < rest.r**2 * (1 - 1e-9))
         new = inside.any(0)
         return rest.z[new], rest.r[new], rest.allowed[:, new]

@@ -3,16 +3,16 @@
 
 import json
 from collections.abc import Hashable, Sequence
-from math import inf
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from shielded.errors import BadInput, ShapeMismatch
+from shielded.repel import Rough
 from shielded.shields.field import References
 from shielded.shields.images import SCREEN, within
-from shielded.shields.shields import everyone, same_group
+from shielded.shields.shields import same_group
 
 
 class History:
@@ -28,7 +28,7 @@ class History:
         """Empty the history."""
         self.latents: Tensor | None = None  # (K, ...) float32
         self.groups: list[Hashable] = []
-        self._chosen: tuple[list[int], Tensor] | None = None
+        self._chosen: tuple[list[int], Tensor, Rough] | None = None
 
     @property
     def shape(self) -> tuple[int, ...] | None:
@@ -53,32 +53,36 @@ class History:
         self.groups = [*self.groups, *groups]
         self._chosen = None
 
-    def references(
-        self, x: Tensor, groups: Sequence[Hashable], radius: float, reach: float
-    ) -> References:
-        """The remembered images of the groups in this batch."""
+    def references(self, x: Tensor, groups: Sequence[Hashable], radius: float) -> References:
+        """The remembered images of the groups in this batch, or those that may be near."""
+        mine, z, rough = self._of(groups, x)
+        if len(mine) < SCREEN:
+            return self.closest(x, groups, radius)
+        keep = within(x, rough, radius).nonzero()[:, 0].tolist()
+        mine = [mine[k] for k in keep]
+        return References(z[keep].to(x), self._allowed(groups, mine, x), mine, whole=False)
+
+    def closest(self, x: Tensor, groups: Sequence[Hashable], radius: float) -> References:
+        """All remembered images of the groups in this batch."""
+        mine, z, rough = self._of(groups, x)
+        return References(z.to(x), self._allowed(groups, mine, x), mine, rough=rough)
+
+    def _of(self, groups: Sequence[Hashable], x: Tensor) -> tuple[list[int], Tensor, Rough]:
+        """Places of the images of these groups, and them (N, D): few in float64; kept till next."""
         if self.latents is None:
-            return References(x[:0], x.new_zeros((len(x), 0), dtype=torch.bool), ())
+            return [], x[:0], Rough.of(x[:0])
         if self.latents.device != x.device:
             self.latents, self._chosen = self.latents.to(x.device), None
         present = set(groups)
         mine = [k for k, key in enumerate(self.groups) if key in present]
-        z = self._of(mine)
-        whole = len(mine) < SCREEN or reach == inf
-        if not whole:
-            keep = within(x, z, radius + reach).nonzero()[:, 0].tolist()
-            z, mine = z[keep], [mine[k] for k in keep]
-        allowed = same_group(groups, [self.groups[k] for k in mine], x.device)
-        return References(z.to(x), allowed, mine, whole)
-
-    closest = everyone
-
-    def _of(self, mine: list[int]) -> Tensor:
-        """The chosen images (N, D): few of them in float64, kept for the next call."""
         if self._chosen is None or self._chosen[0] != mine:
-            z = self.latents.flatten(1)[mine]  # type: ignore[union-attr]
-            self._chosen = (mine, z.to(torch.float64) if len(mine) < SCREEN else z)
-        return self._chosen[1]
+            z = self.latents.flatten(1)[mine]
+            z = z.to(torch.float64) if len(mine) < SCREEN else z
+            self._chosen = mine, z, Rough.of(z)
+        return self._chosen
+
+    def _allowed(self, groups: Sequence[Hashable], mine: list[int], x: Tensor) -> Tensor:
+        return same_group(tuple(groups), tuple(self.groups[k] for k in mine), x.device)
 
     def save(self, path: str | Path) -> None:
         """Write latents and groups as one safetensors file; groups must be JSON values."""

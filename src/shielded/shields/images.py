@@ -2,15 +2,13 @@
 """A small set of given images, held in memory."""
 
 from collections.abc import Hashable, Sequence
-from math import inf
 
 import torch
 from torch import Tensor
 
 from shielded.errors import BadInput, NonFinite, ShapeMismatch
-from shielded.repel import lower_squares
+from shielded.repel import Rough, lower_squares
 from shielded.shields.field import References
-from shielded.shields.shields import everyone
 
 SCREEN = 256  # from this many references on, distances are bounded in float32 first
 
@@ -36,32 +34,42 @@ class Images:
         if ids is not None and len(ids) != len(latents):
             raise BadInput(f"{len(ids)} ids for {len(latents)} images: give one id an image.")
         self.radius, self.shape = radius, tuple(latents.shape[1:])
-        # A small set is kept as it is used; a large one in float32, and converted where near.
-        kept = torch.float64 if len(latents) < SCREEN else torch.float32
-        self.latents = latents.detach().flatten(1).to("cpu").to(kept)  # (K, D)
         self.ids = range(len(latents)) if ids is None else list(ids)
+        self._keep(latents.detach().flatten(1).to("cpu"))
 
-    def references(
-        self, x: Tensor, groups: Sequence[Hashable], radius: float, reach: float
-    ) -> References:
+    def references(self, x: Tensor, groups: Sequence[Hashable], radius: float) -> References:
         """All references, or with many of them those that a float32 bound cannot rule out."""
-        if self.latents.device != x.device:
-            self.latents = self.latents.to(x.device)
-        whole = len(self.ids) < SCREEN or reach == inf
-        if whole:
-            z, ids = self.latents, self.ids
-        else:
-            keep = within(x, self.latents, radius + reach).nonzero()[:, 0].tolist()
-            z, ids = self.latents[keep], [self.ids[k] for k in keep]
-        return References(z.to(x), x.new_ones((len(x), len(z)), dtype=torch.bool), ids, whole)
+        if len(self.ids) < SCREEN:
+            return self.closest(x, groups, radius)
+        self._go(x.device)
+        keep = within(x, self.rough, radius).nonzero()[:, 0].tolist()
+        ids = [self.ids[k] for k in keep]
+        return References(self.latents[keep].to(x), _all(x, len(ids)), ids, whole=False)
 
-    closest = everyone
+    def closest(self, x: Tensor, groups: Sequence[Hashable], radius: float) -> References:
+        """All references."""
+        self._go(x.device)
+        return References(self.latents.to(x), _all(x, len(self.ids)), self.ids, rough=self.rough)
+
+    def _keep(self, latents: Tensor) -> None:
+        """A small set is kept as it is used; a large one in float32, and converted where near."""
+        small = len(latents) < SCREEN
+        self.latents = latents.to(torch.float64 if small else torch.float32)  # (K, D)
+        self.rough = Rough.of(self.latents)
+
+    def _go(self, device: torch.device) -> None:
+        if self.latents.device != device:
+            self._keep(self.latents.to(device))
 
     def __repr__(self) -> str:
         own = "" if self.radius is None else f", radius={self.radius}"
         return f"Shields.images(<{len(self.ids)} latents>{own})"
 
 
-def within(x: Tensor, z: Tensor, reach: float) -> Tensor:
-    """Which of z (K, D) may lie within `reach` of any x (B, D): never a false negative."""
-    return (~(lower_squares(x, z) > reach * reach)).any(0)  # NaN is not sure
+def within(x: Tensor, z: Rough, radius: float) -> Tensor:
+    """Which of z (K, D) may lie within `radius` of any x (B, D): never a false negative."""
+    return (~(lower_squares(Rough.of(x), z) > radius * radius)).any(0)  # NaN is not sure
+
+
+def _all(x: Tensor, count: int) -> Tensor:
+    return x.new_ones((len(x), count), dtype=torch.bool)

@@ -69,14 +69,12 @@ class Protected:
         if self.set.refresh():
             self._made = None
 
-    def references(
-        self, x: Tensor, groups: Sequence[Hashable], radius: float, reach: float
-    ) -> References:
-        """Those within their radius + reach of any x, measured exactly."""
+    def references(self, x: Tensor, groups: Sequence[Hashable], radius: float) -> References:
+        """Those within their radius of any x, measured exactly."""
         if self._shards is not None:
-            return self._shields(x, self._shards.near(x, radius, reach))
+            return self._shields(x, self._shards.near(x, radius))
         screen, search, address = self._searches(radius, x.device)
-        return self._shields(x, Hits.of(search.near(x, reach), screen, address))
+        return self._shields(x, Hits.of(search.near(x), screen, address))
 
     def closest(self, x: Tensor, groups: Sequence[Hashable], radius: float) -> References:
         """For each x the one with the smallest distance / radius, by the screen."""

@@ -43,15 +43,15 @@ class RayScreen:
         self._actors: list[Any] = []
         self._ready: tuple[int, int] | None = None  # a version, and how many shards it needs
 
-    def near(self, x: Tensor, radius: float, reach: float = 0.0) -> Hits:
-        """All images within their radius + reach of any x (B, D); `radius` for those without."""
-        return self._join(x, self._ask("near", x, radius, reach))
+    def near(self, x: Tensor, radius: float) -> Hits:
+        """All images within their radius of any x (B, D); `radius` is for those without."""
+        return self._join(x, self._ask("near", x, radius))
 
     def closest(self, x: Tensor, radius: float) -> Hits:
         """For each x (B, D) the image with the smallest distance / radius, the first of equals."""
         return self._join(x, self._ask("closest", x, radius)).closest(x)
 
-    def _ask(self, method: str, x: Tensor, *given: float) -> list[Answer]:
+    def _ask(self, method: str, x: Tensor, radius: float) -> list[Answer]:
         """What each shard answers; no shard for an empty set."""
         piles = self._piles()
         if not piles:
@@ -63,7 +63,7 @@ class RayScreen:
                     self._actors.append(self._actor(ray, len(self._actors)))
                 del self._actors[piles:]
                 about = self.store.version, piles, ray.put(x.cpu().numpy())
-                return ray.get([getattr(a, method).remote(*about, *given) for a in self._actors])
+                return ray.get([getattr(a, method).remote(*about, radius) for a in self._actors])
         except Lost:
             self._actors.clear()  # what is asked next starts anew
             raise
@@ -100,10 +100,10 @@ class Shard:
         self.path, self.number = path, number
         self._made: tuple[Any, Screen, Tensor, str] | None = None
 
-    def near(self, version: int, piles: int, x: np.ndarray, radius: float, reach: float) -> Answer:
+    def near(self, version: int, piles: int, x: np.ndarray, radius: float) -> Answer:
         """See RayScreen.near; of pile `number` of `piles`."""
         screen, address, dtype = self._screen(version, piles, radius)
-        return _answer(Hits.of(screen.near(_tensor(x), reach), screen, address), dtype)
+        return _answer(Hits.of(screen.near(_tensor(x)), screen, address), dtype)
 
     def closest(self, version: int, piles: int, x: np.ndarray, radius: float) -> Answer:
         """See RayScreen.closest; of pile `number` of `piles`."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -13,47 +14,10 @@ import torch
 from torch import Tensor
 
 from shielded.errors import BadInput, ShapeMismatch
-from shielded.shields.field import Field, References
+from shielded.shields.field import Field, Source
 
 if TYPE_CHECKING:
     from shielded.shields.history import History
-
-
-class Source(Protocol):
-    """Anything that can name the references near given points."""
-
-    @property
-    def name(self) -> str:
-        """What certificates call it."""
-        ...
-
-    @property
-    def radius(self) -> float | None:
-        """Its own radius, or None to take the guidance's."""
-        ...
-
-    @property
-    def shape(self) -> tuple[int, ...] | None:
-        """Of one reference as it was given, or None where any fits."""
-        ...
-
-    def references(
-        self, x: Tensor, groups: Sequence[Hashable], radius: float, reach: float
-    ) -> References:
-        """All references within their radius + reach of any x (B, D), float64, and maybe more.
-
-        `radius` is for references without their own; reach may be infinite.
-        """
-        ...
-
-    def closest(self, x: Tensor, groups: Sequence[Hashable], radius: float) -> References:
-        """For each x the reference with the smallest distance / radius, and maybe others."""
-        ...
-
-
-def everyone(source: Source, x: Tensor, groups: Sequence[Hashable], radius: float) -> References:
-    """The `closest` of a source that is in memory: all of its references."""
-    return source.references(x, groups, radius, math.inf)
 
 
 @runtime_checkable
@@ -169,24 +133,15 @@ class Shields:
                     "use references of the same model, image size and layout."
                 )
 
-    def field(
-        self, x: Tensor, groups: Sequence[Hashable], radius: float | None, reach: float = 0.0
-    ) -> Field:
-        """The field of all shields that x (B, D) is in or could enter by moving at most `reach`."""
-        return Field(
-            x,
-            [
-                (source.name, r, source.references(x, groups, r, reach))
-                for source, r in self._radii(radius)
-            ],
-        )
+    def field(self, x: Tensor, groups: Sequence[Hashable], radius: float | None) -> Field:
+        """The field of all shields that some x (B, D) is inside of, and maybe more."""
+        asked = self._radii(radius)
+        return Field(x, [(source, r, source.references(x, groups, r)) for source, r in asked])
 
     def closest(self, x: Tensor, groups: Sequence[Hashable], radius: float | None) -> Field:
         """A field that holds, for each x (B, D), the shield of smallest distance / radius."""
-        return Field(
-            x,
-            [(source.name, r, source.closest(x, groups, r)) for source, r in self._radii(radius)],
-        )
+        asked = self._radii(radius)
+        return Field(x, [(source, r, source.closest(x, groups, r)) for source, r in asked])
 
     def _radii(self, radius: float | None) -> list[tuple[Source, float]]:
         """Every source with the radius of its references that have none."""
@@ -210,10 +165,9 @@ def check_radius(radius: float | None) -> float | None:
     return float(radius)
 
 
-def same_group(a: Sequence[Hashable], b: Sequence[Hashable], device: torch.device) -> Tensor:
-    """(len(a), len(b)) bool: which pairs of keys are equal."""
-    if len({*a, *b}) == 1:
-        return torch.ones(len(a), len(b), dtype=torch.bool, device=device)
+@lru_cache(maxsize=16)  # every step of a generation asks the same
+def same_group(a: tuple[Hashable, ...], b: tuple[Hashable, ...], device: torch.device) -> Tensor:
+    """(len(a), len(b)) bool: which pairs of keys are equal. Not to be written to."""
     number = {key: n for n, key in enumerate(dict.fromkeys((*a, *b)))}
     left = torch.tensor([number[key] for key in a], device=device, dtype=torch.long)
     right = torch.tensor([number[key] for key in b], device=device, dtype=torch.long)
