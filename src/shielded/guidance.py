@@ -241,7 +241,7 @@ def flat(x: Tensor) -> Tensor:
 def finite(x: Tensor) -> bool:
     """Whether no number is NaN or infinite: one of them makes the sum so."""
     wide = torch.promote_types(x.dtype, torch.float32)  # a sum in 16 bits may overflow
-    return math.isfinite(float(x.sum(dtype=wide)))
+    return math.isfinite(x.sum(dtype=wide).item())
 
 
 def moved(x: Tensor, delta: Tensor, rows: Tensor, scale: float = 1.0) -> Tensor:
