@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from shielded.errors import ShieldedWarning
 from shielded.landing import TOLERANCE, land
+from shielded.landing import _ray as way_out
 from shielded.repel import Rough, fixed_directions
 from shielded.shields import Shields
 from shielded.shields.images import within
@@ -96,6 +97,34 @@ def test_a_naive_clamp_would_have_failed():
     assert float((naive - z).norm()) < 1.5
     landing = run(x, Shields.images(z), 2.0, Pixels())
     assert float((measured(landing.sample) - z.flatten(1)).norm()) >= 2.0 * (1 - TOLERANCE)
+
+
+@some
+@given(st.integers(0, 10_000), st.sampled_from([2, 5, 40]), st.floats(0.05, 0.95))
+def test_out_of_one_shield_no_point_of_the_box_is_nearer(seed, d, share):
+    generator = torch.Generator().manual_seed(seed)
+    x, z = (2 * torch.rand(2, d, generator=generator, dtype=torch.float64) - 1).unbind()
+    furthest = (torch.where(x >= z, 1.0, -1.0).double() - z).norm()
+    r = float((x - z).norm() * (1 - share) + furthest * share)
+    y = way_out(x, z, r * r, (-1.0, 1.0))
+    assert float((y - z).norm()) == pytest.approx(r, rel=1e-8)
+    assert float(y.abs().max()) <= 1
+    for scale in (1e-3, 0.1, 1.0):
+        other = y + scale * torch.randn(2000, d, generator=generator, dtype=torch.float64)
+        other = other.clamp(-1, 1)
+        free = (other - z).norm(dim=1) >= r
+        assert bool(((other[free] - x).norm(dim=1) >= (y - x).norm() * (1 - 1e-7)).all())
+
+
+def test_a_way_out_that_enters_another_shield_leaves_that_too():
+    """Two centres in a row along the wall of the box: out of the first means into the second."""
+    z = torch.tensor([[-0.5, 0.9], [0.4, 0.9]]).repeat(1, 6).reshape(2, 3, 2, 2)
+    x = z[:1] + 0.05 * (z[1:] - z[:1])
+    assert float((x - z[1:]).norm()) > 1.5 > float((x - z[:1]).norm())
+    landing = run(x, Shields.images(z), 1.5, Pixels())
+    d = (measured(landing.sample) - z.flatten(1).double()).norm(dim=1)
+    assert float(d.min()) >= 1.5 * (1 - TOLERANCE)
+    assert landing.nearest[0].clear
 
 
 def test_what_the_box_cannot_hold_is_reported():
