@@ -154,8 +154,7 @@ def test_nothing_is_missed_along_a_trajectory(seed, kind, dtype, r):
     x = z.double().mean(0) + 0.1 * torch.randn(4, 32, generator=generator, dtype=torch.float64)
     goal = z[torch.randint(0, 400, (4,), generator=generator)].double()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("shielded.shields.screen.FEW", 4)
-        patch.setattr("shielded.shields.screen.SHORTER", 4)
+        patch.setattr("shielded.shields.lists.SHORTEST", 16)
         for step in range(30):
             x = x + (goal - x) / (30 - step) * 2 * torch.rand(len(x), 1, generator=generator)
             if step == 17:
@@ -179,8 +178,7 @@ def test_nothing_is_missed_in_a_hundred_thousand_queries():
     """Batches of eight on their way from the mean to references, in every kind and size."""
     queries, sizes = 0, [2, 3, 5, 17, 64, 129, 300, 512, 1024, 2048, 4096, 8192, 16384]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("shielded.shields.screen.FEW", 4)
-        patch.setattr("shielded.shields.screen.SHORTER", 4)
+        patch.setattr("shielded.shields.lists.SHORTEST", 16)
         for dtype, kind, d in itertools.product(DTYPES, KINDS, sizes):
             generator = torch.Generator().manual_seed(d)
             z = points(kind, 240, d, generator)
@@ -204,7 +202,7 @@ def test_the_list_saves_scans_and_the_sketch_saves_fetches():
     r = float(torch.quantile(distances(x, z), 0.002))
     one, asked = screen(z, r)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("shielded.shields.screen.FEW", 16)
+        patch.setattr("shielded.shields.lists.SHORTEST", 64)
         for step in range(50):
             assert missed(one.near(x), x, z, r) == 0
             x = x + 0.4 * 0.8**step * torch.randn(8, 256, generator=generator) * spectrum

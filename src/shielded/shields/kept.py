@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from shielded.shields.on_disk import OnDisk
 from shielded.shields.screen import Screen
 from shielded.shields.sketch import Basis, rounded
 from shielded.shields.store import Part, ProtectedSet
@@ -56,9 +57,10 @@ def load(
 
 def fetcher(store: ProtectedSet, address: Tensor) -> Callable[[Tensor], Tensor]:
     """A function from rows (n,) to their points (n, D) as stored, given all addresses (N,)."""
+    points = OnDisk(store, store.parts())
 
     def fetch(rows: Tensor) -> Tensor:
-        return torch.from_numpy(np.array(store.take(address[rows].numpy().astype(np.uint64))))
+        return torch.from_numpy(np.array(points(address[rows].numpy().astype(np.uint64))))
 
     return fetch
 

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lists of the nearest by their sketches, and shorter lists of those: fewer sketches are read.
+
+A list stays valid until some query has moved as far as the first reference that was left out: it
+has a skin, as the neighbour lists of molecular dynamics (Verlet, 1967).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, inf
+from torch.linalg import vector_norm
+
+from shielded.shields.memory import Asked
+from shielded.shields.sketch import Sketch
+
+__all__ = ["List", "Lists"]
+
+SHARES = (1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64)  # of a list, that the next may have
+SAMPLE = 1024  # margins that tell how many others there are
+WORTH = 0.8  # of the cost of a list, that it must be cheaper to make another
+AHEAD = 0.5  # of a list's skin, that it is made further on: queries go on as they went
+STEPS = 20  # and no more calls further on than these
+SHORTEST = 128  # lists of so few are not shortened
+TRACKS = 2  # lists of each length: images, and where they were moved to
+
+
+@dataclass(frozen=True, slots=True)
+class List:
+    """Rows (U,) of the set, their sketches, their radii with losses: all there are, but for those
+    that were at least `spare` outside their shields for queries of sketches `at` (B, m + 1).
+    """
+
+    row: Tensor
+    sketch: Sketch
+    wide: Tensor
+    at: Tensor
+    spare: float
+    depth: int = 0
+
+    def left(self, a: Tensor) -> float:
+        """How much further queries that are at a (B, m + 1) may go, at least."""
+        if self.spare == inf:
+            return inf
+        way = torch.cdist(a, self.at, compute_mode="donot_use_mm_for_euclid_dist").amin(1)
+        return self.spare - float(way.max()) * (1 + 1e-9) if len(a) else self.spare
+
+    def pick(self, few: Tensor, at: Tensor, spare: float) -> List:
+        """A shorter list, of the rows at places `few` (V,) in this one."""
+        some = self.sketch.pick(few)
+        return List(self.row[few], some, self.wide[few], at, spare, self.depth + 1)
+
+
+class Lists:
+    """Finds references (N) that may be near queries, reading as few sketches as it can."""
+
+    def __init__(self, sketch: Sketch, wide: Tensor):
+        every = torch.arange(len(sketch), dtype=torch.int32, device=wide.device)
+        self._lists = [List(every, sketch, wide, wide.new_zeros(0), inf)]  # ever shorter
+        self._skin, self._speed = 0.0, 0.0  # of the last list that was made from all; of queries
+        self.read = 0
+
+    def valid(self, a: Tensor, need: float) -> Iterator[tuple[List, float]]:
+        """The lists that hold all that queries a (B, m + 1) ask for, the shortest first.
+
+        And how much further each lets queries go than `need`, which is at least 0.
+        """
+        for near in reversed(self._lists):
+            left = near.left(a)
+            if left > need:
+                yield near, left
+
+    def _shortest(self, a: Tensor, need: float) -> tuple[List, float]:
+        return next(self.valid(a, need), (self._lists[0], inf))
+
+    def near(self, asked: Asked, blur: Tensor, reach: float) -> Tensor:
+        """Rows (M,), ascending, of all references within radius + reach, and of a few others.
+
+        From the margins that this takes, shorter lists are made, as far as they pay.
+        """
+        a, need = asked.a, reach + 2 * float(blur.max())
+        near, left = self._shortest(a, need)
+        before, self._speed = self._speed, furthest(asked.move)
+        pace = min(before, self._speed)
+        steps = min(AHEAD * self._skin / max(pace, 1e-300), STEPS)
+        if not near.depth and steps > 1 and self._steady(asked):
+            on = a + steps * asked.move
+            few, spare = self._few(near, self._margins(near, on, blur), inf, need, pace)
+            if spare > furthest(on - a) + need:
+                near = self._add(near.pick(few, on, spare))
+                left = near.left(a)
+        margin = self._margins(near, a, blur)
+        while len(margin) > SHORTEST:
+            few, spare = self._few(near, margin, left, need, pace)
+            if spare == -inf:
+                break
+            near, margin, left = self._add(near.pick(few, a, spare)), margin[few], spare
+        return near.row[~(margin > reach)].long()
+
+    def bounds(self, near: List, a: Tensor, blur: Tensor) -> Tensor:
+        """(B, U) float32: what distances to all of a list are at least."""
+        self.read += len(near.row)
+        return near.sketch.bounds(a, blur)
+
+    def _margins(self, near: List, a: Tensor, blur: Tensor) -> Tensor:
+        self.read += len(near.row)
+        return near.sketch.margins(a, blur, near.wide)
+
+    def _few(
+        self, near: List, margin: Tensor, left: float, need: float, pace: float
+    ) -> tuple[Tensor, float]:
+        """Places (V,) of the nearest in a list, and how far the first that they leave out is.
+
+        As many as make the next calls cheapest: a short list is read fast and soon made again.
+        """
+        some = margin[:: max(1, len(margin) // SAMPLE)].sort().values
+        shares = [share for share in SHARES if near.depth or share <= SHARES[2]]
+        spares = some[[int(share * len(some)) for share in shares]].tolist()
+        best, spare, most = WORTH, -inf, 0.0
+        for share, next_out in zip(shares, spares, strict=True):
+            calls = (min(next_out, left) - need) / max(pace, 1e-300)
+            if calls > 1 and share + 1 / calls < best:
+                best, spare, most = share + 1 / calls, min(next_out, left), 2 * share * len(margin)
+        few = (~(margin > spare)).nonzero()[:, 0]
+        return few, spare if len(few) <= most else -inf
+
+    def _add(self, near: List) -> List:
+        """Keep a list; the oldest of its depth goes."""
+        same = [k for k, other in enumerate(self._lists) if other.depth == near.depth]
+        if len(same) == TRACKS:
+            del self._lists[same[0]]
+        after = sum(other.depth <= near.depth for other in self._lists)
+        self._lists.insert(after, near)
+        if near.depth == 1:
+            self._skin = near.spare
+        return near
+
+    def _steady(self, asked: Asked) -> bool:
+        """Whether queries go on as they went; a jump, as to another generation, says nothing."""
+        move, before = asked.move, asked.before
+        return bool((before * move).sum() > 0.5 * move.square().sum())
+
+
+def furthest(move: Tensor) -> float:
+    """The length of the longest of moves (B, m + 1), a hair too large; 0 if there are none."""
+    return float(vector_norm(move, dim=1).max()) * (1 + 1e-9) if len(move) else 0.0

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a search remembers: points that it fetched, points it was asked about, and how far apart.
+
+    |x - z| >= |y - z| - |x - y|                                                            (3)
+
+so a distance once measured from y still says something when x is asked about. Sampling goes along
+a few tracks, those of the images and those of where they were moved to: y is the last on its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, inf
+from torch.linalg import vector_norm
+
+from shielded.repel import full_precision, roundoff
+from shielded.shields.sketch import TINY, up
+
+__all__ = ["Asked", "Memory"]
+
+HOT = 1 << 26  # bytes of points, and of what is known of them, that are kept
+LATELY = 128  # points asked about that are kept
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Points x (B, D) with sketches a (B, m + 1), and their places in memory.
+
+    Each has come `move` (B, m + 1) from the nearest point asked before, and that one `before`.
+    """
+
+    x: Tensor
+    a: Tensor
+    at: slice
+    move: Tensor
+    before: Tensor
+
+    def __getitem__(self, part: slice) -> Asked:
+        at = range(self.at.start, self.at.stop)[part]
+        return Asked(
+            self.x[part], self.a[part], slice(at.start, at.stop), self.move[part], self.before[part]
+        )
+
+
+class Memory:
+    """The points of a set (N, D) that were fetched last; what is known of their distances."""
+
+    def __init__(self, fetch: Callable[[Tensor], Tensor], count: int, like: Tensor, width: int):
+        self.fetch = fetch
+        self._place = torch.full((count,), -1, dtype=torch.int32, device=like.device)
+        self._row = self._place[:0].long()  # whose point lies at each place, -1 for nobody's
+        self._z = self._size = like[:0].float()  # and |z|
+        self._new = 0  # how many points came in
+        self._x, self._a = like.new_zeros((0, len(like))), like.new_zeros((0, width))
+        self._lately(LATELY)
+
+    def points(self, row: Tensor) -> Tensor:
+        """The points (M, D) of rows, as they are stored; those that are not here are fetched."""
+        if not len(row):
+            return self._x[:0]
+        place = self._place[row].long()
+        missing = (place < 0).nonzero()[:, 0]
+        if not len(missing):
+            return self._z.index_select(0, place)
+        fresh = self.fetch(row[missing].cpu()).to(row.device)
+        if not len(self._row):
+            self._make_room(fresh)
+        z = fresh
+        if len(missing) < len(row):
+            z = self._z.index_select(0, place.clamp(min=0)).index_copy_(0, missing, fresh)
+        self._keep(row[missing], fresh)
+        return z
+
+    def ask(self, x: Tensor, a: Tensor) -> Asked:
+        """Take up what (3) says of points x (B, D) with sketches a."""
+        if 2 * len(x) > len(self._x):
+            self._lately(4 * len(x))
+        start = self._turn if self._turn + len(x) <= len(self._x) else 0
+        at = slice(start, start + len(x))
+        move, before = torch.zeros_like(a), torch.zeros_like(a)
+        used = min(self._new, len(self._row))
+        least = self._least.new_zeros(())
+        if self._asked:
+            near = torch.cdist(a, self._a[: self._asked]).argmin(1)
+            way = vector_norm(x - self._x[near], dim=1) * (1 + 1e-9)
+            least = self._least[:, :used].index_select(0, near)
+            least = torch.add(-up(way)[:, None], least, alpha=1 - 2.0**-21)
+            move, before = a - self._a[near], self._move[near]
+        self._turn, self._asked = at.stop, max(self._asked, at.stop)
+        self._x[at], self._a[at], self._move[at], self._least[at, :used] = x, a, move, least
+        return Asked(x, a, at, move, before)
+
+    def known(self, row: Tensor) -> Tensor:
+        """The places in `row` (M,) of those that are in memory."""
+        return (self._place[row.long()] >= 0).nonzero()[:, 0]
+
+    def least(self, asked: Asked, row: Tensor) -> Tensor:
+        """(B, M) float32: what distances to rows are at least; 0 where nothing is known."""
+        place = self._place[row.long()].long()
+        if not len(self._row):
+            return torch.zeros((len(asked.x), len(row)), dtype=torch.float32, device=row.device)
+        known = self._least[asked.at].index_select(1, place.clamp(min=0))
+        return known.mul_(place >= 0)
+
+    def measure(self, asked: Asked, row: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, M) float32: what distances to rows are at least and at most; it is remembered.
+
+        |x|^2 + |z|^2 - 2 <x, z>, of which rounding to float32 may lose `off`, at most.
+        """
+        z = self.points(row)
+        place = self._place[row].long()
+        kept = (place >= 0).nonzero()[:, 0]
+        zz = self._size[place] if len(kept) == len(row) else _sizes(z)
+        xx = up(vector_norm(asked.x, dim=1))[:, None]
+        with full_precision(z.device.type):
+            v = asked.x.to(torch.float32) @ z.to(torch.float32).T
+        d2 = (xx * xx + zz * zz).sub_(v, alpha=2)
+        off = (xx + zz).square_().mul_(2 * roundoff(z.shape[1] + 6)).add_(TINY)
+        sure = d2.isfinite() & off.isfinite()
+        low = torch.where(sure, (d2 - off).clamp_(min=0).sqrt_().mul_(1 - 1e-6), 0.0)
+        high = torch.where(sure, (d2 + off).sqrt_().mul_(1 + 1e-6), inf)
+        if len(kept):
+            least, place = self._least[asked.at], place[kept]
+            known = torch.maximum(least.index_select(1, place), low.index_select(1, kept))
+            least.index_copy_(1, place, known)
+        return low, high
+
+    def _keep(self, row: Tensor, z: Tensor) -> None:
+        """Put points where the oldest are."""
+        room = len(self._row)
+        row, z = row[-room:], z[-room:]
+        place = torch.arange(self._new, self._new + len(row), device=row.device) % room
+        self._new += len(row)
+        old = self._row[place]
+        self._place[old[old >= 0]] = -1
+        self._place[row] = place.int()
+        self._row[place], self._z[place], self._size[place] = row, z, _sizes(z)
+        self._least[:, place] = 0
+
+    def _make_room(self, like: Tensor) -> None:
+        count = max(1, HOT // (like[0].nbytes + 4 * LATELY))
+        count = min(count, len(self._place))
+        self._row = torch.full((count,), -1, dtype=torch.long, device=like.device)
+        self._z, self._size = like.new_empty((count, like.shape[1])), self._size.new_empty(count)
+        self._least = self._size.new_zeros((len(self._x), count))
+
+    def _lately(self, count: int) -> None:
+        """Room for as many points asked about; those that were are forgotten."""
+        self._x = self._x.new_empty((count, self._x.shape[1]))
+        self._a = self._a.new_zeros((count, self._a.shape[1]))
+        self._move = torch.zeros_like(self._a)
+        self._least = self._size.new_zeros((count, len(self._row)))
+        self._asked, self._turn = 0, 0  # how many are there, how many there have been
+
+
+def _sizes(z: Tensor) -> Tensor:
+    """|z| (M,) float32."""
+    return vector_norm(z.to(torch.float32), dim=1)
