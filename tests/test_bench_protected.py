@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 pytest.importorskip("lance")
 
-from shielded.bench import brute, memory, protected, scale, training_set
+from shielded.bench import brute, maker, memory, protected, scale, training_set, way, work
 from shielded.bench.training_set import CHANGES, changed
 from shielded.cli.app import app
 from shielded.errors import BadInput
@@ -36,10 +36,39 @@ def test_smoke():
         assert row["scans a generation"] > 0
 
 
+def test_a_run_that_was_stopped_goes_on(tmp_path, monkeypatch):
+    """What was made is not made again, and the table is that of a run in one go."""
+    whole, drawn = protected.run(smoke=True), []
+    draw, stop = maker.draw, [7, 14, 10**6]
+
+    def counted(*args, **kwargs):
+        drawn.append(args[1:3])
+        if len(drawn) == stop[0]:
+            raise KeyboardInterrupt
+        return draw(*args, **kwargs)
+
+    monkeypatch.setattr(maker, "draw", counted)
+    monkeypatch.setattr(way, "draw", counted)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            protected.run(smoke=True, work=tmp_path)
+        stop.pop(0)
+    table = protected.run(smoke=True, work=tmp_path)
+    # 5 plain batches, each again in two ways, 2 more for the clock, 12 pictures; 2 were cut short.
+    assert len(drawn) - 2 == 5 + 2 * 5 + 2 + 3
+    clocks = {"wall time, median pair", "all pairs", "own time in the run", "of it the search"}
+    clocks |= {"to prepare s", "memory MB", "scans a generation"}
+    for one, other in zip(table.rows, whole.rows, strict=True):
+        for key in one.keys() - clocks:
+            assert one[key] == other[key], key
+    with pytest.raises(BadInput, match="begun with other settings"):
+        work.Work(tmp_path / "batches", {"images": 3})
+
+
 def test_an_image_left_inside_is_counted(monkeypatch):
     """With shields that never act, brute force has to find what the plain images were found."""
     idle = {"window": (0.0, 0.0), "landing": False}
-    monkeypatch.setattr(protected, "Spell", lambda shields: Spell(shields, **idle))
+    monkeypatch.setattr(way, "Spell", lambda shields: Spell(shields, **idle))
     monkeypatch.setattr(protected, "batches", lambda images, size: iter([("ring", range(12))]))
     for row in protected.run(smoke=True).rows:
         assert row["shielded, inside"] == row["before float16"] == row["not clear"] == 1

@@ -9,32 +9,20 @@ with the set protected, and every finished image is measured against every pictu
 from __future__ import annotations
 
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from statistics import median
-from typing import Any
 
-import torch
-from torch import Tensor
-
-from shielded.bench.brute import inside, nearest, numbers, stored
-from shielded.bench.memory import peak
-from shielded.bench.overhead import Clock, Watched
-from shielded.bench.sample import draw, pictures
+from shielded.bench.maker import Maker, batches, finished
 from shielded.bench.scale import apart
 from shielded.bench.table import Table
-from shielded.bench.training_set import blocks, changed, protect, trained
+from shielded.bench.training_set import changed, protect, trained
+from shielded.bench.way import INSIDE, PAIRED, Way, memory
+from shielded.bench.work import Work
 from shielded.errors import BadInput
-from shielded.models import load, prompts
-from shielded.shields import Shields
-from shielded.shields.kept import load as load_screen
-from shielded.shields.store import ProtectedSet
-from shielded.spell import Spell
+from shielded.models import prompts
 
-INSIDE = 0.076  # of the plain images, as in the paper
-PAIRED = 4  # every so many batches the plain one is made once more, beside the shielded ones
 OTHER = 10**6  # the first seed of the pictures that the smoke size protects
 
 
@@ -46,11 +34,13 @@ def run(
     size: int = 200_000,
     batch: int = 16,
     steps: int | None = None,
+    work: Path | None = None,
 ) -> Table:
     """`images` of the bench prompts, plain and with each set protected, `batch` at a time.
 
     `data` is the archive of tiles that the training set is taken from, `size` that of the larger
-    set. The smoke size can do without the archive: it protects pictures of the model's own.
+    set. The smoke size can do without the archive: it protects pictures of the model's own. What
+    is finished is kept in the folder `work`: a run that was stopped goes on from there.
     """
     if min(images, batch, size) < 1:
         raise BadInput("--images, --size and --batch must be 1 or more.")
@@ -58,150 +48,31 @@ def run(
         raise BadInput("give --data: the archive of tiles that tiny-sprites was trained on.")
     if smoke:
         images, size, batch, steps = 20, 50, 4, 4
-    maker = Maker(list(batches(images, batch)), steps)
-    real = trained(data) if data else finished(maker.draw("ring", range(OTHER, OTHER + 12)))
-    changed(real, size - 1, size)  # a size that cannot be made is refused now, not in an hour
-    for k, (prompt, seeds) in enumerate(maker.plan):
-        if k % 10 == 0:
-            progress(f"plain: batch {k + 1} of {len(maker.plan)}")
-        maker.plain.append(maker.draw(prompt, seeds))
-    before = finished(torch.cat(maker.plain))
-    table = Table("protected", f"tiny-sprites, {images} images, what it was trained on protected")
-    with tempfile.TemporaryDirectory() as folder:
+    real = trained(data) if data else None
+    if real is not None:
+        changed(real, size - 1, size)  # a size that cannot be made is refused now, not in an hour
+    asked = {"images": images, "size": size, "batch": batch, "steps": steps, "real": bool(data)}
+    with tempfile.TemporaryDirectory() if work is None else nullcontext(work) as folder:
+        folder = Path(folder)
+        maker = Maker(list(batches(images, batch)), steps, Work(folder / "batches", asked))
+        if real is None:
+            real = finished(maker.draw("ring", range(OTHER, OTHER + 12)))
+        maker.make(progress)
+        table = Table(
+            "protected", f"tiny-sprites, {images} images, what it was trained on protected"
+        )
         ways = []
         for name, count in (("training set", len(real)), ("shifts, flips, colours", size)):
             progress(f"{name}: writing {count} pictures")
-            store = protect(Path(folder) / str(len(ways)), maker.pipe, real, count)
+            store = protect(folder / f"set-{count}", maker.pipe, real, count)
             progress(f"{name}: measuring plain images against all of them")
-            ways.append(Way.of(name, store, real, nearest(before, stored(store))))
+            ways.append(Way.of(name, store, real, maker))
         compare(maker, ways, progress)
         for way in ways:
             progress(f"{way.name}: measuring shielded images against all of its pictures")
             table.add(**way.row(memory if smoke else apart(memory)), **way.cost(maker.seconds))
     table.notes += notes(maker, batch)
     return table
-
-
-def batches(images: int, size: int) -> Iterator[tuple[str, range]]:
-    """(prompt, seeds) of each batch: the bench prompts in turn."""
-    names = prompts("tiny-sprites")["bench"]
-    for k, start in enumerate(range(0, images, size)):
-        first = k // len(names) * size
-        yield names[k % len(names)], range(first, first + min(size, images - start))
-
-
-def finished(latents: Tensor) -> Tensor:
-    """The 8-bit images (N, 3, H, W) that a user gets."""
-    return ((pictures(latents) + 1) * 127.5).round().byte()
-
-
-class Maker:
-    """The model, what it is asked for, and its plain images."""
-
-    def __init__(self, plan: list[tuple[str, range]], steps: int | None):
-        self.pipe = load("tiny-sprites")
-        self.pipe.set_progress_bar_config(disable=True)
-        self.plan, self.call = plan, {} if steps is None else {"num_inference_steps": steps}
-        self.plain: list[Tensor] = []  # latents of each batch
-        self.seconds: list[float] = []  # of those plain runs that shielded ones stand beside
-
-    def draw(self, prompt: str, seeds: range) -> Tensor:
-        """Plain latents."""
-        return draw(self.pipe, prompt, seeds, **self.call)[0]
-
-    def again(self, k: int) -> None:
-        """A plain batch once more, for the clock."""
-        start = time.perf_counter()
-        self.draw(*self.plan[k])
-        self.seconds.append(time.perf_counter() - start)
-
-
-@dataclass
-class Way:
-    """One protected set, and what came of keeping away from it."""
-
-    name: str
-    store: ProtectedSet
-    real: Tensor  # (N, 3, H, W) uint8: the pictures that the set is made of
-    before: Tensor  # the plain images' distances
-    radius: float
-    spell: Spell
-    search: Clock
-    prepared: float  # seconds to make all sketches, which are then kept beside the set
-    made: list[Tensor] = field(default_factory=list)  # 8-bit images of each batch
-    certificates: list[Any] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)  # of each batch
-    own: list[float] = field(default_factory=list)  # the guidance's part of them
-    same: int = 0  # images that are the plain ones, bit for bit
-
-    @classmethod
-    def of(cls, name: str, store: ProtectedSet, real: Tensor, before: Tensor) -> Way:
-        """Choose the radius and make the sketches."""
-        radius = float(before.quantile(INSIDE))
-        start = time.perf_counter()
-        load_screen(store, radius)
-        prepared = time.perf_counter() - start
-        shields, search = Shields.protected(store.path, radius), Clock()
-        for source in shields.sources:
-            for method in ("references", "closest"):
-                setattr(source, method, search.around(getattr(source, method)))
-        return cls(name, store, real, before, radius, Spell(shields), search, prepared)
-
-    def warm(self, latents: Tensor) -> None:
-        """Read the sketches, before any clock runs."""
-        self.spell.shields.closest(pictures(latents).flatten(1), (), None)
-        self.search.seconds = 0.0
-
-    def draw(self, maker: Maker, k: int) -> None:
-        """Batch k, shielded."""
-        watched, start = Watched(self.spell), time.perf_counter()
-        latents, run = draw(maker.pipe, *maker.plan[k], watched, **maker.call)
-        self.seconds.append(time.perf_counter() - start)
-        self.own.append(watched.seconds)
-        self.made.append(finished(latents))
-        self.certificates += run.certificates
-        self.same += int((latents == maker.plain[k]).flatten(1).all(1).sum())
-
-    def row(self, memory: Callable[[Path, float, Tensor], int]) -> dict[str, Any]:
-        """What is inside, by brute force, beside what the certificates say."""
-        made = torch.cat(self.made)
-        after = nearest(made, stored(self.store))
-        exact = nearest(made, blocks(self.real, len(self.store)))
-        told = torch.tensor([c.distance for c in self.certificates], dtype=torch.float64)
-        return {
-            "protected": self.name,
-            "pictures": len(self.store),
-            "r": self.radius,
-            "plain, inside": f"{100 * inside(self.before, self.radius) / len(made):.2f}%",
-            "shielded, inside": inside(after, self.radius),
-            "before float16": inside(exact, self.radius),
-            "not clear": sum(not c.clear for c in self.certificates),
-            "certificates off by": float((told - after).abs().max()),
-            "moved": sum(c.intervened for c in self.certificates),
-            "landed": sum(c.landed for c in self.certificates),
-            "bit-identical": self.same,
-            "memory MB": round(memory(self.store.path, self.radius, made[:16]) / 2**20),
-        }
-
-    def cost(self, plain: list[float]) -> dict[str, Any]:
-        """Wall time against the plain runs beside it, and the guidance's own time."""
-        beside, own = self.seconds[::PAIRED], sum(self.own)
-        bare = sum(self.seconds) - own
-        pairs = [a / b for a, b in zip(beside, plain, strict=True)]
-        return {
-            "wall time, median pair": f"{median(pairs):.3f}",
-            "all pairs": f"{sum(beside) / sum(plain):.3f}",
-            "own time in the run": f"{100 * own / bare:+.2f}%",
-            "of it the search": f"{100 * self.search.seconds / bare:+.2f}%",
-            "scans a generation": round(self.scans / len(self.seconds), 2),
-            "to prepare s": round(self.prepared, 1),
-        }
-
-    @property
-    def scans(self) -> int:
-        """How often steps had to read all sketches."""
-        source: Any = self.spell.shields.sources[0]
-        return source._searches(self.radius, torch.device("cpu"))[0].scans
 
 
 def compare(maker: Maker, ways: list[Way], progress: Callable[[str], None]) -> None:
@@ -218,15 +89,6 @@ def compare(maker: Maker, ways: list[Way], progress: Callable[[str], None]) -> N
             turns = turns[first:] + turns[:first]
         for turn in turns:
             turn()
-
-
-def memory(path: Path, radius: float, images: Tensor) -> int:
-    """Bytes that this process needs at its peak, beyond its start, to search a set."""
-    store, x, before = ProtectedSet.open(path), numbers(images), peak()
-    screen, _ = load_screen(store, radius)
-    screen.near(x)
-    screen.closest(x)
-    return peak() - before
 
 
 def notes(maker: Maker, batch: int) -> list[str]:

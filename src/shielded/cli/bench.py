@@ -2,6 +2,7 @@
 """`shielded bench NAME`: the tables of the documentation, measured here."""
 
 import enum
+import shutil
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -79,12 +80,17 @@ def bench(
         from shielded.cli.load import quiet
 
         quiet()
-        long = name in (Name.sprites, Name.scale)  # each row is kept as soon as it is there
-        rows = {"keep": lambda table: table.write(out)} if long else {}
+        work = out / "protected.work"
+        if name in (Name.sprites, Name.scale):  # each row is kept as soon as it is there
+            asked["keep"] = lambda table: table.write(out)
+        if name is Name.protected and not smoke:
+            asked["work"] = work  # what is made: a run that was stopped goes on from there
         table = import_module(f"shielded.bench.{name.value}").run(
-            smoke=smoke, progress=_say, **asked, **rows
+            smoke=smoke, progress=_say, **asked
         )
         table.write(out)
+        if name is Name.protected:
+            shutil.rmtree(work, ignore_errors=True)
     typer.echo(table.markdown())
 
 

@@ -83,6 +83,11 @@ class Protected:
         screen, _, address = self._searches(radius, x.device)
         return self._shields(x, Hits.of(screen.closest(x), screen, address).closest(x))
 
+    @property
+    def scans(self) -> float:
+        """How many sketches the screen has read, in units of all that there are."""
+        return 0.0 if self._made is None else self._made[1].scans
+
     def _shields(self, x: Tensor, hits: Hits) -> References:
         everyone = torch.ones((len(x), len(hits.z)), dtype=torch.bool, device=x.device)
         return References(hits.z, everyone, _Ids(self.set, hits.address), whole=False, r=hits.r)
