@@ -227,6 +227,29 @@ def test_the_closest_reference_is_the_closest(seed, d, kind, many):
     assert torch.allclose(mine.nan_to_num(torch.inf).amin(1), share.amin(1), rtol=1e-9, atol=1e-9)
 
 
+@settings(max_examples=12, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([16, 200]), st.sampled_from(KINDS), st.booleans())
+def test_the_closest_is_found_a_few_at_a_time(seed, d, kind, many):
+    """Queries far and near: what rules out all of a handful for one is nothing to another."""
+    generator = torch.Generator().manual_seed(seed)
+    z = points(kind, 120, d, generator)
+    far = torch.tensor([0.01, 0.1, 1.0, 3.0, 10.0], dtype=torch.float64)[:, None]
+    middle = z.double().mean(0)
+    x = middle + far * (points(kind, 5, d, generator).double() - middle)
+    radius = torch.full((120,), 2.0, dtype=torch.float64)
+    if many:
+        radius = 0.5 + torch.rand(120, generator=generator, dtype=torch.float64)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, count in {"EACH": 1, "FIRST": 2, "MOST": 8, "PAIRS": 480}.items():
+            patch.setattr(f"shielded.shields.screen.{name}", count)
+        one, _ = screen(z, radius, torch.bfloat16, Basis.fit(z[:50], count=1))
+        for y in (x, x + 0.01, x):  # the second and third know of the first
+            one.near(y)
+            found = one.closest(y)
+            mine = (distances(y, found.z) / radius[found.row]).amin(1)
+            assert torch.allclose(mine, (distances(y, z) / radius).amin(1), rtol=1e-9, atol=1e-9)
+
+
 def test_of_equal_references_all_are_the_closest():
     """So that which is named does not depend on how they are searched."""
     z = points("duplicated", 300, 32, torch.Generator().manual_seed(0))

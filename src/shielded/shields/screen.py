@@ -120,7 +120,7 @@ class Screen:
         return torch.cat(rows)
 
     def _best(self, near: List, asked: Asked, blur: Tensor, best: Tensor) -> tuple[Tensor, Tensor]:
-        """The rows of a list with the smallest share, and these shares (B,), at most `best`.
+        """The rows of a list with the smallest share, and at most how large they are (B,).
 
         References are measured in the order of their bounds, until no bound is below the best.
         """
@@ -129,23 +129,30 @@ class Screen:
         known = self._memory.known(row)
         least = _share(self._memory.least(asked, row[known]), radius[known])
         share[:, known] = torch.maximum(share[:, known], least)
+        best = best.clone()
         few = share.topk(min(EACH, len(row)), largest=False).indices.unique()
-        done, todo, count = [few], few[:0], FIRST
-        while len(few) or len(todo):
-            low, high = self._memory.measure(asked, row[few].long())
-            share[:, few] = _share(low, radius[few])
-            best = torch.minimum(best, _share(high, radius[few]).amin(1))
-            if len(done) == 1:
-                left = (share / best[:, None]).amin(0)
-                left[few] = inf
-                todo = (~(left > 1)).nonzero()[:, 0]
-                todo = todo[left[todo].argsort()]
+        self._measure(asked, row, radius, few, share, best)
+        left = (share / best[:, None]).amin(0)
+        left[few] = inf
+        todo = (~(left > 1)).nonzero()[:, 0]
+        todo, done, count = todo[left[todo].argsort()], [few], FIRST
+        while len(todo):
             few, todo, count = todo[:count], todo[count:], min(2 * count, MOST)
             few = few[(share[:, few] <= best[:, None]).any(0)]
-            done.append(few)
+            if len(few):
+                self._measure(asked, row, radius, few, share, best)
+                done.append(few)
         few = torch.cat(done)
         few = few[(share[:, few] <= best[:, None]).any(0)].sort().values
         return self._exactly(asked.x, row[few].long()), best
+
+    def _measure(
+        self, asked: Asked, row: Tensor, radius: Tensor, few: Tensor, share: Tensor, best: Tensor
+    ) -> None:
+        """Measure those at places `few` (V,) of a list: their shares rise, the best (B,) fall."""
+        low, high = self._memory.measure(asked, row[few].long())
+        share[:, few] = _share(low, radius[few])
+        torch.minimum(best, _share(high, radius[few]).amin(1), out=best)
 
     def _exactly(self, x: Tensor, row: Tensor) -> Tensor:
         """Those of the rows (M,) that have the smallest share from some x (B, D), by float64."""

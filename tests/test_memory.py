@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a search remembers: never more than is true, whatever it had to forget."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shielded.shields.memory import LATELY, Memory
+
+
+def memory(z, room, monkeypatch):
+    """With room for so many points, over references z (N, D); and what was fetched."""
+    monkeypatch.setattr("shielded.shields.memory.HOT", room * (z[0].nbytes + 4 * LATELY))
+    fetched = []
+
+    def fetch(rows):
+        fetched.extend(rows.tolist())
+        return z[rows]
+
+    return Memory(fetch, len(z), z[0].double(), z.shape[1]), fetched
+
+
+def distances(x, z):
+    return torch.cdist(x, z.double(), compute_mode="donot_use_mm_for_euclid_dist")
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from([2, 40, 700]),
+    st.sampled_from([1, 7, 100]),
+    st.sampled_from([torch.float16, torch.float32]),
+    st.sampled_from([1e-3, 1.0, 300.0]),
+)
+def test_bounds_hold_along_walks_that_outgrow_the_memory(seed, d, room, dtype, shift):
+    generator = torch.Generator().manual_seed(seed)
+    z = (shift + torch.randn(60, d, generator=generator)).to(dtype)
+    x = z[:5].double()
+    with pytest.MonkeyPatch.context() as patch:
+        mine, _ = memory(z, room, patch)
+        every = torch.arange(60)
+        for step in range(40):
+            x = x + 0.1 * 0.9**step * torch.randn(5, d, generator=generator, dtype=torch.float64)
+            asked = mine.ask(x[: 1 + step % 5], x[: 1 + step % 5])
+            true = distances(asked.x, z)
+            assert bool((mine.least(asked, every).double() <= true).all())
+            row = torch.randperm(60, generator=generator)[: 1 + 3 * step].sort().values
+            low, high = mine.measure(asked, row)
+            assert bool((low.double() <= true[:, row]).all())
+            assert bool((high.double() >= true[:, row]).all())
+            assert torch.equal(mine.points(row), z[row])
+            assert bool((mine.least(asked, every).double() <= true).all())
+
+
+def test_what_was_measured_is_not_forgotten_at_once(monkeypatch):
+    """From the same points nothing is lost, from others as much as they are apart."""
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(50, 30, generator=generator)
+    x = torch.randn(4, 30, generator=generator, dtype=torch.float64)
+    mine, fetched = memory(z, 50, monkeypatch)
+    every = torch.arange(50)
+    low, _ = mine.measure(mine.ask(x, x), every)
+    y = x + 0.01
+    mine.ask(y, y)  # another track
+    again = mine.least(mine.ask(x, x), every)
+    assert torch.allclose(again, low, rtol=1e-5)
+    further = mine.least(mine.ask(x + 0.1, x + 0.1), every)
+    assert torch.allclose(further, low - 0.1 * 30**0.5, rtol=1e-4)
+    assert sorted(fetched) == every.tolist(), "each point once"
+
+
+def test_the_bounds_are_close(monkeypatch):
+    """So that float64 is needed for few."""
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(200, 3072, generator=generator).half()
+    mine, _ = memory(z, 200, monkeypatch)
+    x = z[:8].double() + torch.randn(8, 3072, generator=generator)
+    low, high = mine.measure(mine.ask(x, x), torch.arange(200))
+    assert float((high - low).max()) < 0.01 * float(distances(x, z).median())
+
+
+def test_what_float32_cannot_hold_is_not_bounded(monkeypatch):
+    z = torch.tensor([[1e20, 0.0], [3e38, 0.0], [0.0, 0.0]])
+    mine, _ = memory(z, 3, monkeypatch)
+    x = torch.tensor([[1e20, 1.0], [1e-30, 0.0]], dtype=torch.float64)
+    low, high = mine.measure(mine.ask(x, x), torch.arange(3))
+    true = distances(x, z)
+    assert bool((low <= true).all())
+    assert bool((high >= true).all())
+
+
+def test_more_points_at_once_than_there_was_room_for(monkeypatch):
+    z = torch.randn(30, 6, generator=torch.Generator().manual_seed(0))
+    mine, _ = memory(z, 30, monkeypatch)
+    x = torch.randn(LATELY, 6, dtype=torch.float64)
+    for _ in range(5):
+        asked = mine.ask(x, x)
+        low, high = mine.measure(asked, torch.arange(30))
+        true = distances(x, z)
+        assert bool((low <= true).all())
+        assert bool((high >= true).all())
+        assert bool((mine.least(asked, torch.arange(30)) <= true).all())
+        x = x + 0.1
