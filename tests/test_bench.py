@@ -133,6 +133,15 @@ def test_scale_smoke():
     assert scale.apart(scale.peak)() < 4 * 2**30
 
 
+def test_sizes_that_are_done_are_not_measured_again(tmp_path, monkeypatch):
+    pytest.importorskip("lance")
+    monkeypatch.setattr(scale, "METHODS", ("brute force", "screen"))
+    first = scale.run(smoke=True, work=tmp_path)
+    monkeypatch.setattr(scale, "measure", None)
+    assert scale.run(smoke=True, work=tmp_path).rows == first.rows
+    assert len(first.rows) == 2
+
+
 def test_trajectories_of_an_ideal_denoiser_end_at_their_images(tmp_path):
     pytest.importorskip("lance")
     store = scale.grow(tmp_path / "set", 64, lambda text: None)

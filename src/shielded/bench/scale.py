@@ -12,7 +12,8 @@ import math
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from shielded.bench.memory import peak
 from shielded.bench.table import Table
+from shielded.bench.work import Made, Work
 from shielded.repel import squared_distances
 from shielded.shields.faiss_index import FaissIndex
 from shielded.shields.kept import fetcher, load
@@ -45,11 +47,13 @@ def run(
     progress: Callable[[str], None] = lambda text: None,
     keep: Callable[[Table], None] = lambda table: None,
     most: int | None = None,
+    work: Path | None = None,
 ) -> Table:
     """Time a step, recall and memory for each size and method, each in a process of its own.
 
-    `most` leaves out larger sets, `keep` gets the table after each row. The smoke size stays in
-    this process: its times and memory say nothing.
+    `most` leaves out larger sets, `keep` gets the table after each size. Sizes that are finished
+    are kept in the folder `work`: a run that was stopped goes on from there. The smoke size stays
+    in this process: its times and memory say nothing.
     """
     sizes = [(n, METHODS) for n in SIZES] + [(HUGE, ("screen",))]
     if smoke:
@@ -57,23 +61,35 @@ def run(
     table = Table("scale", f"Search of a set a sampling step: {math.prod(SHAPE)} numbers an image")
     table.notes.append(f"{STEPS} steps, {BATCH} images, the median of {REPEATS} trajectories.")
     table.notes.append("Memory: what the process needed beyond its start, at its peak.")
-    with tempfile.TemporaryDirectory() as folder:
-        store, radius = None, 0.0
+    with tempfile.TemporaryDirectory() if work is None else nullcontext(work) as folder:
+        folder = Path(folder)
+        done = Work(folder / "sizes", {"smoke": smoke})
         for count, methods in sizes:
             if most is not None and count > most:
                 break
-            progress(f"{count} images: writing")
-            store = grow(Path(folder) / "set", count, progress)
-            radius = radius or near_radius(store)
-            truth: list[list[int]] = []
-            for method in methods:
-                progress(f"{count} images: {method}")
-                found = (measure if smoke else apart(measure))(store.path, method, radius)
-                truth = truth or found["hits"]
-                table.add(images=count, search=method, **row(found, truth, len(methods) > 1))
-                keep(table)
+
+            def compared(count: int = count, methods: tuple[str, ...] = methods) -> Made:
+                store = grow(folder / "set", count, progress)
+                return {}, {"found": compare(store, methods, smoke, progress)}
+
+            found = done.once(str(count), compared)[1]["found"]
+            for method, one in zip(methods, found, strict=True):
+                truth = found[0]["hits"]
+                table.add(images=count, search=method, **row(one, truth, len(methods) > 1))
+            keep(table)
     ratios(table)
     return table
+
+
+def compare(
+    store: ProtectedSet, methods: Sequence[str], smoke: bool, progress: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """Measure the methods one after another, the first of them the truth."""
+    found, radius = [], near_radius(store)
+    for method in methods:
+        progress(f"{len(store)} images: {method}")
+        found.append((measure if smoke else apart(measure))(store.path, method, radius))
+    return found
 
 
 def row(found: dict[str, Any], truth: list[list[int]], known: bool) -> dict[str, Any]:
@@ -100,6 +116,7 @@ def ratios(table: Table) -> None:
 
 def grow(path: Path, count: int, progress: Callable[[str], None]) -> ProtectedSet:
     """A set of `count` fields; images are the same whatever the size it had before."""
+    progress(f"{count} images: writing")
     store = ProtectedSet.open(path) if path.exists() else ProtectedSet.create(path, SHAPE)
     for start in range(len(store), count, BLOCK):
         size = min(BLOCK, count - start)

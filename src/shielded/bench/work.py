@@ -14,7 +14,7 @@ from torch import Tensor
 
 from shielded.errors import BadInput
 
-__all__ = ["Work"]
+__all__ = ["Made", "Work"]
 
 Made = tuple[dict[str, Tensor], dict[str, Any]]  # tensors, and a note of JSON values
 

@@ -80,17 +80,17 @@ def bench(
         from shielded.cli.load import quiet
 
         quiet()
-        work = out / "protected.work"
+        work = out / f"{name.value}.work"
         if name in (Name.sprites, Name.scale):  # each row is kept as soon as it is there
             asked["keep"] = lambda table: table.write(out)
-        if name is Name.protected and not smoke:
-            asked["work"] = work  # what is made: a run that was stopped goes on from there
+        if name in (Name.scale, Name.protected) and not smoke:
+            asked["work"] = work  # what is done: a run that was stopped goes on from there
         table = import_module(f"shielded.bench.{name.value}").run(
             smoke=smoke, progress=_say, **asked
         )
         table.write(out)
-        if name is Name.protected:
-            shutil.rmtree(work, ignore_errors=True)
+        if "work" in asked:
+            shutil.rmtree(work)
     typer.echo(table.markdown())
 
 
