@@ -228,7 +228,7 @@ def test_the_closest_reference_is_the_closest(seed, d, kind, many):
 
 
 @settings(max_examples=12, deadline=None)
-@given(st.integers(0, 10**6), st.sampled_from([16, 200]), st.sampled_from(KINDS), st.booleans())
+@given(st.integers(0, 10**6), st.sampled_from([10, 16, 200]), st.sampled_from(KINDS), st.booleans())
 def test_the_closest_is_found_a_few_at_a_time(seed, d, kind, many):
     """Queries far and near: what rules out all of a handful for one is nothing to another."""
     generator = torch.Generator().manual_seed(seed)
@@ -294,3 +294,13 @@ def test_what_overflows_float32_is_still_found():
     one, _ = screen(z, 1e16, basis=basis)
     found = one.near(z[:1].double())
     assert 0 in found.row.tolist()
+
+
+def test_a_bound_just_below_the_best_is_looked_at(monkeypatch):
+    """The first has the least bound, as the mirror image of x, but the second is nearer."""
+    monkeypatch.setattr("shielded.shields.screen.EACH", 1)
+    z = torch.tensor([[0.0, 0.0, -1.0], [1.96, 0.0, 1.0], [9.0, 9.0, 9.0]])
+    basis = Basis(torch.zeros(3, dtype=torch.float64), torch.eye(3, dtype=torch.float64)[:2])
+    one, _ = screen(z, 1.0, basis=basis)
+    x = torch.tensor([[0.0, 0.0, 1.0]], dtype=torch.float64)
+    assert one.closest(x).row.tolist() == [1]
