@@ -11,10 +11,11 @@ from diffusers.image_processor import VaeImageProcessor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shielded.distances import Rough
 from shielded.errors import ShieldedWarning
 from shielded.landing import TOLERANCE, land
 from shielded.landing import _ray as way_out
-from shielded.repel import Rough, fixed_directions
+from shielded.repel import fixed_directions
 from shielded.shields import Shields
 from shielded.shields.images import within
 from shielded.spaces import Latent, Pixels

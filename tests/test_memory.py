@@ -6,12 +6,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shielded.shields.memory import LATELY, Memory
+from shielded.shields.search.memory import LATELY, Memory
 
 
 def memory(z, room, monkeypatch):
     """With room for so many points, over references z (N, D); and what was fetched."""
-    monkeypatch.setattr("shielded.shields.memory.HOT", room * (z[0].nbytes + 4 * LATELY))
+    monkeypatch.setattr("shielded.shields.search.memory.HOT", room * (z[0].nbytes + 4 * LATELY))
     fetched = []
 
     def fetch(rows):

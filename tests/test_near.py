@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 import shielded
 from shielded.errors import BadInput, MissingExtra, NonFinite, ShapeMismatch
-from shielded.shields.kept import load
-from shielded.shields.sketch import Basis
+from shielded.shields.search.kept import load
+from shielded.shields.search.sketch import Basis
 
 pytest.importorskip("lance", reason="needs the extra [protect]")
 from shielded import ProtectedSet
@@ -89,7 +89,7 @@ def test_near_is_brute_force(stores, kind, seed, noise, quantile):
 
 def test_more_points_than_are_searched_at_once(stores, monkeypatch):
     store, z = stores("random")
-    monkeypatch.setattr("shielded.shields.near.AT_ONCE", 5)
+    monkeypatch.setattr("shielded.shields.search.near.AT_ONCE", 5)
     x = latents(13, 7)
     same(store.near(x, 6.5), brute(x, z, 6.5), z)
     same(store.near(x.numpy(), 6.5), brute(x, z, 6.5), z)
@@ -142,7 +142,7 @@ def test_the_search_is_made_once_a_version(stores, monkeypatch):
     store, _ = stores("random")
     calls = []
     monkeypatch.setattr(
-        "shielded.shields.near.load", lambda *given: calls.append(1) or load(*given)
+        "shielded.shields.search.near.load", lambda *given: calls.append(1) or load(*given)
     )
     again = ProtectedSet.open(store.path)
     for radius in (1.0, 5.0, 2.0):

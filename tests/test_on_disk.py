@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("lance")
 
 from shielded.errors import ShieldedError
-from shielded.shields.on_disk import OnDisk
+from shielded.shields.search.on_disk import OnDisk
 from shielded.shields.store import ProtectedSet
 
 

@@ -9,7 +9,7 @@ from families import FAMILIES
 from shielded import Shields, Spell
 from shielded.errors import BadInput, ShapeMismatch
 from shielded.landing import TOLERANCE
-from shielded.shields.kept import load
+from shielded.shields.search.kept import load
 
 pytest.importorskip("lance")
 from shielded.shields.store import ProtectedSet

@@ -34,7 +34,7 @@ from shielded.ingest import build, open_source
 from shielded.ingest.ray_build import ray_build
 from shielded.ingest.ray_work import Encoder, read, table, tables
 from shielded.ingest.source import pieces
-from shielded.shields.ray_screen import RayScreen, Shard, divided
+from shielded.shields.search.ray_screen import RayScreen, Shard, divided
 from shielded.shields.store import Part, ProtectedSet
 
 pytestmark = [

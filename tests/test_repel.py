@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shielded.repel import Gram, escape, outside_hull, project, repel_sum, squared_distances
+from shielded.distances import squared_distances
+from shielded.repel import Gram, escape, outside_hull, project, repel_sum
 
 torch.manual_seed(0)
 dims = st.integers(2, 40)
@@ -267,7 +268,7 @@ def test_what_overflows_float32_is_left_to_float64():
 def test_precision_that_is_set_for_one_backend_is_taken_as_the_least():
     """PyTorch then refuses to tell: the bound must widen, not the move fail."""
     code = (
-        "import torch; from shielded.repel import roundoff; plain = roundoff(8); "
+        "import torch; from shielded.distances import roundoff; plain = roundoff(8); "
         "torch.backends.cuda.matmul.fp32_precision = 'tf32'; print(plain, roundoff(8))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shielded.shields.screen import Screen
-from shielded.shields.sketch import Basis, Sketch, rounded
+from shielded.shields.search.screen import Screen
+from shielded.shields.search.sketch import Basis, Sketch, rounded
 
 WIDTHS = [2, 3, 17, 64, 300, 1024, 4096, 16384]
 DTYPES = [torch.float32, torch.bfloat16]
@@ -154,7 +154,7 @@ def test_nothing_is_missed_along_a_trajectory(seed, kind, dtype, r):
     x = z.double().mean(0) + 0.1 * torch.randn(4, 32, generator=generator, dtype=torch.float64)
     goal = z[torch.randint(0, 400, (4,), generator=generator)].double()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("shielded.shields.lists.SHORTEST", 16)
+        patch.setattr("shielded.shields.search.lists.SHORTEST", 16)
         for step in range(30):
             x = x + (goal - x) / (30 - step) * 2 * torch.rand(len(x), 1, generator=generator)
             if step == 17:
@@ -178,7 +178,7 @@ def test_nothing_is_missed_in_a_hundred_thousand_queries():
     """Batches of eight on their way from the mean to references, in every kind and size."""
     queries, sizes = 0, [2, 3, 5, 17, 64, 129, 300, 512, 1024, 2048, 4096, 8192, 16384]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("shielded.shields.lists.SHORTEST", 16)
+        patch.setattr("shielded.shields.search.lists.SHORTEST", 16)
         for dtype, kind, d in itertools.product(DTYPES, KINDS, sizes):
             generator = torch.Generator().manual_seed(d)
             z = points(kind, 240, d, generator)
@@ -202,7 +202,7 @@ def test_the_list_saves_scans_and_the_sketch_saves_fetches():
     r = float(torch.quantile(distances(x, z), 0.002))
     one, asked = screen(z, r)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("shielded.shields.lists.SHORTEST", 64)
+        patch.setattr("shielded.shields.search.lists.SHORTEST", 64)
         for step in range(50):
             assert missed(one.near(x), x, z, r) == 0
             x = x + 0.4 * 0.8**step * torch.randn(8, 256, generator=generator) * spectrum
@@ -241,7 +241,7 @@ def test_the_closest_is_found_a_few_at_a_time(seed, d, kind, many):
         radius = 0.5 + torch.rand(120, generator=generator, dtype=torch.float64)
     with pytest.MonkeyPatch.context() as patch:
         for name, count in {"EACH": 1, "FIRST": 2, "MOST": 8, "PAIRS": 480}.items():
-            patch.setattr(f"shielded.shields.screen.{name}", count)
+            patch.setattr(f"shielded.shields.search.screen.{name}", count)
         one, _ = screen(z, radius, torch.bfloat16, Basis.fit(z[:50], count=1))
         for y in (x, x + 0.01, x):  # the second and third know of the first
             one.near(y)
@@ -298,7 +298,7 @@ def test_what_overflows_float32_is_still_found():
 
 def test_a_bound_just_below_the_best_is_looked_at(monkeypatch):
     """The first has the least bound, as the mirror image of x, but the second is nearer."""
-    monkeypatch.setattr("shielded.shields.screen.EACH", 1)
+    monkeypatch.setattr("shielded.shields.search.screen.EACH", 1)
     z = torch.tensor([[0.0, 0.0, -1.0], [1.96, 0.0, 1.0], [9.0, 9.0, 9.0]])
     basis = Basis(torch.zeros(3, dtype=torch.float64), torch.eye(3, dtype=torch.float64)[:2])
     one, _ = screen(z, 1.0, basis=basis)

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from shielded.distances import squared_distances
 from shielded.errors import BadInput
 from shielded.guidance import Guidance, Shift, Step
 from shielded.landing import Landing
-from shielded.repel import squared_distances
 from shielded.spaces.space import Space
 
 __all__ = ["Calibration", "calibrate"]

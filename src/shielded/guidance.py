@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
+from shielded.distances import full_precision
 from shielded.errors import NonFinite, ShapeMismatch, ShieldedWarning
 from shielded.landing import Landing
-from shielded.repel import full_precision
 from shielded.spaces.latent import Latent, exact
 from shielded.spaces.space import Space, space_of
 from shielded.trace import Certificate, Record, Trace

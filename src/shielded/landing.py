@@ -13,7 +13,8 @@ from math import inf
 import torch
 from torch import Tensor
 
-from shielded.repel import escape, fixed_directions, project, squared_distances
+from shielded.distances import squared_distances
+from shielded.repel import escape, fixed_directions, project
 from shielded.shields import Field, Shields
 from shielded.spaces.space import Space
 

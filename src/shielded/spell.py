@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from shielded.distances import squared_distances
 from shielded.errors import BadInput, ShieldedError
 from shielded.guidance import Guidance, Shift, Step, finite, flat
 from shielded.landing import Landing, land
-from shielded.repel import fixed_directions, project, repel_sum, squared_distances
+from shielded.repel import fixed_directions, project, repel_sum
 from shielded.shields import Field, Shields
 from shielded.shields.shields import check_radius
 from shielded.spaces.space import Space

@@ -26,10 +26,10 @@ from torch import Tensor
 from shielded.bench.memory import peak
 from shielded.bench.table import Table
 from shielded.bench.work import Made, Work
-from shielded.repel import squared_distances
-from shielded.shields.faiss_index import FaissIndex
-from shielded.shields.kept import fetcher, load
-from shielded.shields.screen import Found
+from shielded.distances import squared_distances
+from shielded.shields.search.faiss_index import FaissIndex
+from shielded.shields.search.kept import fetcher, load
+from shielded.shields.search.screen import Found
 from shielded.shields.store import ProtectedSet
 
 SHAPE = (4, 32, 32)  # a latent of 256 x 256 pixels

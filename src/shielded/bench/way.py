@@ -20,7 +20,7 @@ from shielded.bench.overhead import Clock, Watched
 from shielded.bench.sample import draw, pictures
 from shielded.bench.training_set import blocks
 from shielded.shields import Shields
-from shielded.shields.kept import load as load_screen
+from shielded.shields.search.kept import load as load_screen
 from shielded.shields.store import ProtectedSet
 from shielded.spell import Spell
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from shielded.repel import roundoff
+from shielded.distances import roundoff
 
 BLOCK, NUMBERS = 2048, 2**23  # images of the set at a time, and numbers in them at most
 POINTS = 1024  # points at a time

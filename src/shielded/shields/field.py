@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from shielded.repel import Rough, lower_squares, squared_distances
+from shielded.distances import Rough, lower_squares, squared_distances
 
 
 @dataclass(frozen=True, slots=True)

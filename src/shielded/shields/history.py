@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from shielded.distances import Rough
 from shielded.errors import BadInput, ShapeMismatch
-from shielded.repel import Rough
 from shielded.shields.field import References
 from shielded.shields.images import SCREEN, within
 from shielded.shields.shields import same_group

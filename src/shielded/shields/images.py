@@ -6,8 +6,8 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 
+from shielded.distances import Rough, lower_squares
 from shielded.errors import BadInput, NonFinite, ShapeMismatch
-from shielded.repel import Rough, lower_squares
 from shielded.shields.field import References
 
 SCREEN = 256  # from this many references on, distances are bounded in float32 first

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from shielded.errors import BadInput, ShapeMismatch
-from shielded.shields.faiss_index import KINDS, FaissIndex, Search
 from shielded.shields.field import References
-from shielded.shields.hits import Hits
-from shielded.shields.kept import load
-from shielded.shields.screen import Screen
+from shielded.shields.search.faiss_index import KINDS, FaissIndex, Search
+from shielded.shields.search.hits import Hits
+from shielded.shields.search.kept import load
+from shielded.shields.search.screen import Screen
 from shielded.shields.store import ProtectedSet
 
 if TYPE_CHECKING:
-    from shielded.shields.ray_screen import RayScreen
+    from shielded.shields.search.ray_screen import RayScreen
 
 
 class Protected:
@@ -46,7 +46,7 @@ class Protected:
         self._made: tuple[Any, Screen, Search, Tensor] | None = None
         self._shards: RayScreen | None = None
         if search == "ray":
-            from shielded.shields.ray_screen import RayScreen
+            from shielded.shields.search.ray_screen import RayScreen
 
             self._shards = RayScreen(self.set, shards)
 

@@ -22,7 +22,7 @@ from shielded.shields.store.reader import Reader, load
 from shielded.shields.store.verify import Report, verify
 
 if TYPE_CHECKING:
-    from shielded.shields.near import Hit, Near
+    from shielded.shields.search.near import Hit, Near
 
 PART_BYTES = 1 << 30  # of latents in one file
 
@@ -182,7 +182,7 @@ class ProtectedSet(Reader):
 
         None: each image's own radius, or the set's. The search is kept until the version changes.
         """
-        from shielded.shields.near import Near
+        from shielded.shields.search.near import Near
 
         if self._near is None:
             self._near = Near(self)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, inf
 from torch.linalg import vector_norm
 
-from shielded.shields.memory import Asked
-from shielded.shields.sketch import Sketch
+from shielded.shields.search.memory import Asked
+from shielded.shields.search.sketch import Sketch
 
 __all__ = ["List", "Lists"]
 

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from shielded import cluster
 from shielded.errors import BadInput, Lost
-from shielded.shields.hits import Hits
-from shielded.shields.kept import basis_of, load
-from shielded.shields.screen import Screen
+from shielded.shields.search.hits import Hits
+from shielded.shields.search.kept import basis_of, load
+from shielded.shields.search.screen import Screen
 from shielded.shields.store import Part, ProtectedSet
 
 __all__ = ["RayScreen", "divided"]

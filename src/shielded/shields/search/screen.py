@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, inf
 
-from shielded.repel import squared_distances
-from shielded.shields.lists import List, Lists, furthest
-from shielded.shields.memory import Asked, Memory
-from shielded.shields.sketch import Basis, Sketch, up
+from shielded.distances import squared_distances
+from shielded.shields.search.lists import List, Lists, furthest
+from shielded.shields.search.memory import Asked, Memory
+from shielded.shields.search.sketch import Basis, Sketch, up
 
 __all__ = ["Found", "Screen"]
 

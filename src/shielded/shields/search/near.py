@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from shielded.errors import BadInput, NonFinite, ShapeMismatch
-from shielded.shields.kept import load
-from shielded.shields.screen import Screen
+from shielded.shields.search.kept import load
+from shielded.shields.search.screen import Screen
 from shielded.shields.shields import check_radius
 
 if TYPE_CHECKING:

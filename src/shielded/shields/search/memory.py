@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, inf
 from torch.linalg import vector_norm
 
-from shielded.repel import full_precision, roundoff
-from shielded.shields.sketch import TINY, up
+from shielded.distances import full_precision, roundoff
+from shielded.shields.search.sketch import TINY, up
 
 __all__ = ["Asked", "Memory"]
 

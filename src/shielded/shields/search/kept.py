@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shielded.shields.on_disk import OnDisk
-from shielded.shields.screen import Screen
-from shielded.shields.sketch import Basis, rounded
+from shielded.shields.search.on_disk import OnDisk
+from shielded.shields.search.screen import Screen
+from shielded.shields.search.sketch import Basis, rounded
 from shielded.shields.store import Part, ProtectedSet
 
 __all__ = ["basis_of", "fetcher", "load"]

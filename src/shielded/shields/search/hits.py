@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from shielded.shields.screen import Found, Screen
+from shielded.shields.search.screen import Found, Screen
 
 __all__ = ["Hits"]
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from shielded.repel import full_precision, roundoff
+from shielded.distances import full_precision, roundoff
 
 __all__ = ["Basis", "Sketch"]
 

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from shielded.distances import squared_distances
 from shielded.errors import BadInput, MissingExtra
-from shielded.repel import squared_distances
-from shielded.shields.screen import Found
+from shielded.shields.search.screen import Found
 
 __all__ = ["KINDS", "FaissIndex", "Search"]
 
