@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,13 +116,18 @@ class Protected:
 
 
 class _Ids(Sequence[Hashable]):
-    """Ids of rows, read from disk when a certificate asks for one."""
+    """Ids of rows, read from disk, all at once, when a certificate asks for one."""
 
     def __init__(self, store: ProtectedSet, address: Tensor):
         self.store, self.address = store, address
+
+    @cached_property
+    def read(self) -> list[str]:
+        """All of them."""
+        return [label.id for label in self.store.labels(self.address.numpy())]
 
     def __len__(self) -> int:
         return len(self.address)
 
     def __getitem__(self, index: Any) -> Any:
-        return self.store.labels(np.atleast_1d(self.address[index].numpy()))[0].id
+        return self.read[index]
