@@ -27,7 +27,7 @@ pytest.importorskip("ray.data", reason="needs the extra [ray]")
 import pyarrow as pa
 import ray
 
-from ingest_worker import Pixel
+from ingest_worker import Fatal, Pixel
 from shielded.cli.app import app
 from shielded.cli.on_ray import _pipe
 from shielded.ingest import build, open_source
@@ -36,6 +36,7 @@ from shielded.ingest.ray_work import Encoder, read, table, tables
 from shielded.ingest.source import pieces
 from shielded.shields.search.ray_screen import RayScreen, Shard, divided
 from shielded.shields.store import Part, ProtectedSet
+from shielded.spaces import fingerprint
 
 pytestmark = [
     pytest.mark.xdist_group("ray"),  # with --dist loadgroup Ray is started once
@@ -298,6 +299,19 @@ def test_a_build_on_ray_that_was_interrupted_ends_as_the_plain_one(tmp_path, sou
     assert some.items() <= content(alone).items()
 
 
+def test_an_encoder_that_is_killed_costs_no_picture(tmp_path, sources, running):
+    """Ray starts another, which does again what the first did not hand on."""
+    facts = fingerprint(Pixel(), 8, 8)
+    plain = ProtectedSet.create(tmp_path / "plain", (3, 8, 8), facts)
+    build(plain, Pixel(), open_source(sources), 4, size=(8, 8))
+    marker = tmp_path / "killed"
+    store = ProtectedSet.create(tmp_path / "set", (3, 8, 8), facts)
+    load = partial(Fatal, str(marker))
+    ray_build(store, load, open_source(sources), 4, size=(8, 8))
+    assert marker.exists()
+    assert content(store) == content(plain)
+
+
 def test_what_is_read_and_encoded_apart_is_what_one_process_makes(tmp_path, sources, monkeypatch):
     """Pictures that are not square, transparent ones and those that the set has, without Ray."""
     monkeypatch.setattr(cluster, "engine", lambda: SimpleNamespace(get=lambda given: given))
@@ -327,8 +341,6 @@ def test_what_is_read_and_encoded_apart_is_what_one_process_makes(tmp_path, sour
 
 
 def test_an_actor_with_another_model_is_refused(rgb):
-    from shielded.spaces import fingerprint
-
     load, blank = partial(_pipe, str(rgb), "cpu", "float32"), bytes(192)
     facts = fingerprint(load(), 8, 8)
     row = {"place": 0, "id": "x", "sha256": "0", "picture": blank}
