@@ -26,10 +26,10 @@ from families import FAMILIES
 from shielded.cli.app import app
 from shielded.cli.load import find_pipe
 from shielded.cli.look import from_latent
-from shielded.cli.nearest import CROWD, Nearest, _Block, nearest
 from shielded.cli.sample import batches, sample, to_images
 from shielded.report.check_sheet import Match, check_sheet
 from shielded.report.sheet import CELL, MARGIN, ORANGE
+from shielded.shields.search.nearest import CROWD, Nearest, _Block, nearest
 from shielded.shields.store import Part, ProtectedSet
 from shielded.spaces import encode
 
@@ -484,7 +484,7 @@ def test_the_nearest_is_exact(points, count, dim, kind, own, seed):
     r = torch.rand(count, generator=g).mul(4).round() if own else torch.ones(count)
     r = r if bool((r > 0).any()) else torch.ones(count)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("shielded.cli.nearest.POINTS", 16)
+        patch.setattr("shielded.shields.search.nearest.POINTS", 16)
         found = nearest(Blocks(z, r, 97), x, None if own else 1.0)
     d = (x.double()[:, None] - z.double()).norm(dim=2)
     share = torch.where(r > 0, d / r, torch.inf)

@@ -12,12 +12,12 @@ from PIL import Image
 from torch import Tensor
 
 from shielded.cli.look import from_file, from_latent
-from shielded.cli.nearest import nearest, radii
 from shielded.errors import BadInput
 from shielded.ingest import Source, build
 from shielded.ingest.build import Built
 from shielded.landing import TOLERANCE
 from shielded.report.check_sheet import Match
+from shielded.shields.search.nearest import nearest, radii
 
 HOLD = (2**28, inf)  # bytes of latents that are compared together: the set is read once for them
 SHOWN = 24  # matches on the sheet
