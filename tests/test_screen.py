@@ -35,7 +35,7 @@ def points(kind, n, d, generator):
 
 
 def screen(z, radius, dtype=torch.float32, basis=None):
-    basis = basis or Basis.fit(z[:200], count=len(z))
+    basis = basis or Basis.fit(z[:200])
     a = basis(z)
     core, lost = rounded(a, dtype)
     radius = torch.as_tensor(radius, dtype=torch.float64).expand(len(z)).clone()
@@ -141,6 +141,36 @@ def test_margins_are_margins_where_distances_are_small_against_norms(dtype, size
 @settings(max_examples=25, deadline=None)
 @given(
     st.integers(0, 10**6),
+    st.sampled_from(KINDS),
+    st.sampled_from(DTYPES),
+    st.sampled_from([1e-12, 1.0, 1e12]),
+)
+def test_all_within_a_limit_of_its_own_are_found(seed, kind, dtype, size):
+    """Some limits hold many, some none, one holds all; and what is far beyond them is left out."""
+    generator = torch.Generator().manual_seed(seed)
+    z = size * points(kind, 500, 65, generator).double()
+    x = z[:6] + 0.3 * z.std() * torch.randn(6, 65, generator=generator, dtype=torch.float64)
+    core, lost = rounded(z, dtype)
+    true = distances(x, z)
+    share = torch.tensor([0.0, 0.01, 0.1, 0.5, 0.0, 0.9], dtype=torch.float64)
+    limit = torch.stack([d.quantile(q) for d, q in zip(true, share, strict=True)])
+    blur = torch.zeros(6, dtype=torch.float64)
+    sketch = Sketch(core, lost)
+    for some in (limit, limit[:1], 0 * limit):
+        few = sketch.within(x[: len(some)], blur[: len(some)], some)
+        apart = true[: len(some)] - some[:, None]
+        inside = (apart <= 0).any(0)
+        inside[few] = False
+        assert not bool(inside.any())
+        norms = float(z.norm(dim=1).max() + x.norm(dim=1).max())
+        assert bool((apart.amin(0)[few] < 0.2 * norms).all())
+    every = sketch.within(x, blur, torch.full((6,), torch.inf, dtype=torch.float64))
+    assert every.tolist() == list(range(500))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.integers(0, 10**6),
     st.sampled_from(KINDS[:3]),
     st.sampled_from(DTYPES),
     st.floats(0.05, 0.6),
@@ -240,9 +270,9 @@ def test_the_closest_is_found_a_few_at_a_time(seed, d, kind, many):
     if many:
         radius = 0.5 + torch.rand(120, generator=generator, dtype=torch.float64)
     with pytest.MonkeyPatch.context() as patch:
-        for name, count in {"EACH": 1, "FIRST": 2, "MOST": 8, "PAIRS": 480}.items():
+        for name, count in {"EACH": 1, "FIRST": 2, "MOST": 8, "PAIRS": 480, "LONG": 16}.items():
             patch.setattr(f"shielded.shields.search.screen.{name}", count)
-        one, _ = screen(z, radius, torch.bfloat16, Basis.fit(z[:50], count=1))
+        one, _ = screen(z, radius, torch.bfloat16, Basis.fit(z[:50]))
         for y in (x, x + 0.01, x):  # the second and third know of the first
             one.near(y)
             found = one.closest(y)
@@ -283,7 +313,7 @@ def test_the_width_follows_the_data():
     generator = torch.Generator().manual_seed(0)
     flat = torch.randn(500, 4, generator=generator) @ torch.randn(4, 200, generator=generator)
     full = torch.randn(500, 200, generator=generator)
-    assert Basis.fit(flat, count=10**6).width <= Basis.fit(full, count=10**6).width
+    assert Basis.fit(flat).width <= Basis.fit(full).width
     assert Basis.fit(full[:, :2]).width == 3
     assert math.isfinite(Basis.fit(torch.zeros(9, 5))(torch.ones(1, 5)).sum())
 

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from shielded.shields.search.finer import Finer, Piece
 from shielded.shields.search.on_disk import OnDisk
 from shielded.shields.search.screen import Screen
-from shielded.shields.search.sketch import Basis, rounded
+from shielded.shields.search.sketch import Basis, Sketch, rounded
 from shielded.shields.store import Part, ProtectedSet
 
 __all__ = ["basis_of", "fetcher", "load"]
@@ -51,8 +52,9 @@ def load(
     if not bool(own.isnan().all()):
         r = torch.where(own.isnan(), radius, own)
     on = Basis(basis.mean.to(device), basis.axes.to(device))
-    fetch = fetcher(store, address)
-    return Screen(on, core.to(device), lost.to(device), r.to(device), fetch), address
+    fetch, finer = fetcher(store, address), _finer(store, covered, device)
+    screen = Screen(on, core.to(device), lost.to(device), r.to(device), fetch, finer)
+    return screen, address
 
 
 def fetcher(store: ProtectedSet, address: Tensor) -> Callable[[Tensor], Tensor]:
@@ -73,11 +75,19 @@ def basis_of(store: ProtectedSet) -> tuple[Basis, str]:
     if kept is not None and count <= GROWTH * max(int(kept[1]["count"]), SAMPLE):
         basis = Basis(kept[0]["mean"], kept[0]["axes"])
     else:
-        basis = Basis.fit(_sample(store, parts, count), store.radius, count)
+        sample = _sample(store, parts, count)
+        basis = Basis.fit(sample, store.radius)
+        finer = basis.finer(sample, store.radius, count)
         tensors = {"mean": basis.mean, "axes": basis.axes.contiguous()}
+        if finer is not None:
+            tensors["finer"] = finer.axes.contiguous()
         store.keep("basis", tensors, {"count": str(count)})
+    return basis, _name(basis)
+
+
+def _name(basis: Basis) -> str:
     digest = hashlib.sha256(basis.axes.numpy().tobytes() + basis.mean.numpy().tobytes())
-    return basis, digest.hexdigest()[:12]
+    return digest.hexdigest()[:12]
 
 
 def _sample(store: ProtectedSet, parts: Sequence[Part], count: int) -> Tensor:
@@ -99,20 +109,71 @@ def _sketched(
 ) -> dict[str, Tensor]:
     """Sketches of a part's live rows, from beside the set or made now."""
     name = f"{name}-{str(dtype).removeprefix('torch.')}-{part.name}"
-    live = torch.from_numpy(part.rows.astype(np.int64))
     kept = store.kept(name)
     if kept is not None:
         made = kept[0]
-        place = torch.searchsorted(made["address"], live)
-        inside = place < len(made["address"])
-        if bool(inside.all()) and bool((made["address"][place] == live).all()):
+        place = _places(made["address"], part)
+        if place is not None:
             return {key: tensor[place] for key, tensor in made.items()}
-    rows = [_rows(basis, *piece, dtype) for piece in store.read(part)]
-    empty = _rows(basis, np.zeros(0, np.uint64), np.zeros((0, store.dim), store.dtype), dtype)
-    made = {key: torch.cat([row[key] for row in [empty, *rows]]) for key in empty}
+    made = _joined([_rows(basis, *rows, dtype) for rows in _pages(store, part)])
     made["radius"] = torch.from_numpy(store.radii(part).astype(np.float64))
     store.keep(name, made, {})
     return made
+
+
+def _pages(store: ProtectedSet, part: Part) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """A part's row addresses and latents; a page of none comes first, for there may be no other."""
+    yield np.zeros(0, np.uint64), np.zeros((0, store.dim), store.dtype)
+    yield from store.read(part)
+
+
+def _joined(pages: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {key: torch.cat([page[key] for page in pages]) for key in pages[0]}
+
+
+def _places(address: Tensor, part: Part) -> Tensor | None:
+    """Where a part's live rows are among addresses (n,); None if they are not all there."""
+    live = torch.from_numpy(part.rows.astype(np.int64))
+    place = torch.searchsorted(address, live)
+    inside = place < len(address)
+    there = bool(inside.all()) and bool((address[place] == live).all())
+    return place if there else None
+
+
+def _finer(store: ProtectedSet, parts: Sequence[Part], device: torch.device | str) -> Finer | None:
+    """Finer sketches of parts, if the basis asks for them and they can be kept beside the set."""
+    kept = store.kept("basis")
+    if kept is None or "finer" not in kept[0]:
+        return None
+    basis = Basis(kept[0]["mean"], kept[0]["finer"])
+    name, pieces = _name(basis), []
+    for part in parts:
+        piece = _piece(store, part, basis, f"{name}-finer-{part.name}")
+        if piece is None:
+            return None
+        pieces.append(piece)
+    return Finer(Basis(basis.mean.to(device), basis.axes.to(device)), pieces)
+
+
+def _piece(store: ProtectedSet, part: Part, basis: Basis, name: str) -> Piece | None:
+    """Finer sketches of a part from beside the set, made now if need be; None: not to be kept."""
+    for made in (False, True):
+        kept = store.kept(name)
+        place = None if kept is None else _places(kept[0]["address"], part)
+        if kept is not None and place is not None:
+            return Piece(kept[0]["core"], kept[0]["lost"], kept[0]["square"], place)
+        if made:
+            break
+        store.keep(name, _joined([_fine_rows(basis, *rows) for rows in _pages(store, part)]), {})
+    return None
+
+
+def _fine_rows(basis: Basis, address: np.ndarray, latents: np.ndarray) -> dict[str, Tensor]:
+    a, blur = basis.query(torch.from_numpy(latents.astype(np.float64)))
+    core, lost = rounded(a, torch.bfloat16)
+    sketch = Sketch(core, lost + blur)
+    at = torch.from_numpy(address.astype(np.int64))
+    return {"address": at, "core": core, "lost": sketch.lost, "square": sketch.square}
 
 
 def _rows(

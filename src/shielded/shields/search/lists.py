@@ -105,6 +105,11 @@ class Lists:
         self.read += len(near.row)
         return near.sketch.bounds(a, blur)
 
+    def within(self, near: List, a: Tensor, blur: Tensor, limit: Tensor) -> Tensor:
+        """Places (V,) in a list of all that may be within its own limit (B,) of some query."""
+        self.read += len(near.row)
+        return near.sketch.within(a, blur, limit)
+
     def _margins(self, near: List, a: Tensor, blur: Tensor) -> Tensor:
         self.read += len(near.row)
         return near.sketch.margins(a, blur, near.wide)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, inf
 
 from shielded.distances import squared_distances
+from shielded.shields.search.finer import Finer
 from shielded.shields.search.lists import List, Lists, furthest
 from shielded.shields.search.memory import Asked, Memory
 from shielded.shields.search.sketch import Basis, Sketch, up
@@ -24,6 +25,8 @@ __all__ = ["Found", "Screen"]
 
 PAIRS = 1 << 23  # bounds that are held at once
 EACH, FIRST, MOST = 16, 256, 4096  # references that are measured at once: of each query; of all
+MANY = 512  # so many left to measure are worth finer sketches
+LONG = 1 << 14  # a list of so many is shortened first
 CLOSE = 1e-9  # shares that differ by less are equal, for float64
 
 
@@ -39,7 +42,8 @@ class Screen:
     """Finds the references (N) near given points, and forgets none.
 
     `fetch(rows)` returns the points (n, D) of the rows asked for. `lost` (N,) bounds what rounding
-    and float64 moved the sketches `core` by, `radius` (N,) float64 is each reference's own.
+    and float64 moved the sketches `core` by, `radius` (N,) float64 is each reference's own. Where
+    those sketches leave many to measure, `finer` ones are asked.
     """
 
     def __init__(
@@ -49,8 +53,9 @@ class Screen:
         lost: Tensor,
         radius: Tensor,
         fetch: Callable[[Tensor], Tensor],
+        finer: Finer | None = None,
     ):
-        self.basis, self.radius, self.fetch = basis, radius, fetch
+        self.basis, self.radius, self.fetch, self.finer = basis, radius, fetch, finer
         self.sketch = Sketch(core, lost)
         self._widest = float(radius.max()) if len(radius) else 0.0
         self._lists = Lists(self.sketch, up(radius + lost))
@@ -109,6 +114,8 @@ class Screen:
             left = left - blurred
             if not len(near.row) or (left < inf and not self._widest):
                 continue
+            if len(near.row) > LONG:
+                near = self._shorter(near, asked, blur, best)
             size = max(1, PAIRS // len(near.row))
             for start in range(0, len(x), size):
                 part = slice(start, start + size)
@@ -118,6 +125,16 @@ class Screen:
                 break
             rows.clear()
         return torch.cat(rows)
+
+    def _shorter(self, near: List, asked: Asked, blur: Tensor, best: Tensor) -> List:
+        """A list without those whose share is above the best (B,), which are a few's at first."""
+        if not bool(best.isfinite().all()):
+            few = torch.arange(0, len(near.row), -(-len(near.row) // FIRST), device=best.device)
+            torch.minimum(
+                best, self._best(near.pick(few, asked.a, 0.0), asked, blur, best)[1], out=best
+            )
+        few = self._lists.within(near, asked.a, blur, best.to(torch.float64) * self._widest)
+        return near.pick(few, asked.a, 0.0) if len(few) < len(near.row) // 2 else near
 
     def _best(self, near: List, asked: Asked, blur: Tensor, best: Tensor) -> tuple[Tensor, Tensor]:
         """The rows of a list with the smallest share, and at most how large they are (B,).
@@ -135,6 +152,11 @@ class Screen:
         left = (share / best[:, None]).amin(0)
         left[few] = inf
         todo = (~(left > 1)).nonzero()[:, 0]
+        if self.finer is not None and len(todo) > MANY:
+            finer = _share(self.finer.bounds(asked.x, row[todo].long()), radius[todo])
+            share[:, todo] = finer = torch.maximum(share[:, todo], finer)
+            left[todo] = (finer / best[:, None]).amin(0)
+            todo = todo[~(left[todo] > 1)]
         todo, done, count = todo[left[todo].argsort()], [few], FIRST
         while len(todo):
             few, todo, count = todo[:count], todo[count:], min(2 * count, MOST)
@@ -163,5 +185,7 @@ class Screen:
 
 def _share(distance: Tensor, radius: Tensor) -> Tensor:
     """distance / radius; a radius of 0 shields nothing and comes after all others."""
+    if bool((radius > 0).all()):
+        return distance / radius
     last = 1e30 * (1 + distance.clamp(min=0) / (1 + distance.clamp(min=0)))
     return torch.where(radius > 0, distance / radius, last.to(distance.dtype))

@@ -12,7 +12,7 @@ the radius need not be looked at.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +24,7 @@ from shielded.distances import full_precision, roundoff
 __all__ = ["Basis", "Sketch"]
 
 WIDTHS = (8, 16, 32, 64, 128)  # dimensions m that a fit chooses from
+FINE, MANY = 512, 64  # dimensions of finer sketches, and how many false alarms are worth them
 SCAN = 1e-10  # seconds to read one number of the sketch: about 10 GB/s in float32
 FETCH = 5e-5  # seconds to fetch and measure one reference from disk
 CHUNK = 1 << 14  # rows of one matrix product: its result stays in the cache
@@ -45,7 +46,7 @@ class Basis:
 
     @classmethod
     def fit(cls, sample: Tensor, radius: float | None = None, count: int | None = None) -> Basis:
-        """Principal axes of `sample` (n, D), as many as make a scan of `count` rows cheapest.
+        """Principal axes of `sample` (n, D), as many as make a scan cheapest.
 
         More axes cost memory and time, fewer let through references that are not within `radius`
         (if None, the distance that one pair in a hundred is closer than). Any choice is exact.
@@ -56,19 +57,18 @@ class Basis:
         most = min(WIDTHS[-1], *x.shape)
         axes = _principal(x, most)
         widths = [m for m in WIDTHS if m < most] + [most]
-        a = x[:1024]
-        true = torch.cdist(a, a)
-        pairs = true[~torch.eye(len(a), dtype=torch.bool, device=a.device)]
-        if not len(pairs):
+        if len(x) < 2:
             return cls(mean, axes[: widths[0]].contiguous())
-        r = float(torch.quantile(pairs[:1_000_000], 0.01)) if radius is None else radius
-        costs = []
-        for m in widths:
-            b = _project(a, axes[:m])
-            bound = torch.cdist(b, b)
-            false = float(((bound < r) & (true >= r)).sum()) / len(pairs)
-            costs.append((count or len(x)) * (m * SCAN + false * FETCH))
+        false = _let_through(x[:1024], [axes[:m] for m in widths], radius)
+        costs = [m * SCAN + share * FETCH for m, share in zip(widths, false, strict=True)]
         return cls(mean, axes[: widths[costs.index(min(costs))]].contiguous())
+
+    def finer(self, sample: Tensor, radius: float | None, count: int) -> Basis | None:
+        """FINE principal axes, where this basis lets through more than MANY of `count` rows."""
+        x = sample.to(torch.float64) - self.mean
+        if min(x.shape) < 4 * FINE or count * _let_through(x[:1024], [self.axes], radius)[0] < MANY:
+            return None
+        return Basis(self.mean, _principal(x, FINE))
 
     @property
     def width(self) -> int:
@@ -105,6 +105,18 @@ def _project(x: Tensor, axes: Tensor) -> Tensor:
     s = x @ axes.T
     # By the rest itself, not by Pythagoras: a rest that is small against x would be all rounding.
     return torch.cat([s, vector_norm(x - s @ axes, dim=1, keepdim=True)], 1)
+
+
+def _let_through(x: Tensor, bases: Sequence[Tensor], radius: float | None) -> list[float]:
+    """The share of all pairs of points x (n, D) that axes (m, D) do not tell to be beyond radius.
+
+    If that is None, it is the distance that one pair in a hundred is closer than.
+    """
+    true = torch.cdist(x, x)
+    pairs = true[~torch.eye(len(x), dtype=torch.bool, device=x.device)]
+    r = float(torch.quantile(pairs[:1_000_000], 0.01)) if radius is None else radius
+    bounds = (torch.cdist(b, b) for b in (_project(x, axes) for axes in bases))
+    return [float(((bound < r) & (true >= r)).sum()) / len(pairs) for bound in bounds]
 
 
 def _principal(x: Tensor, most: int) -> Tensor:
@@ -153,7 +165,7 @@ class Sketch:
         query, below, off, share = self._query(a, blur)
         found = torch.empty((len(a), len(self)), dtype=torch.float32, device=a.device)
         for part, v in self._products(query):
-            d2 = torch.sub(below, v, alpha=2).add_(self.square[part, None], alpha=share)
+            d2 = v.to(torch.float32).mul_(-2).add_(below).add_(self.square[part, None], alpha=share)
             d = d2.nan_to_num_(nan=0.0).clamp_(0, MOST).sqrt_()
             found[:, part] = (d - self.lost[part, None] - off).T
         return found
@@ -164,11 +176,32 @@ class Sketch:
         `wide` (N,) float32 is each radius with what was `lost`. NaN where float32 overflowed.
         """
         query, below, off, share = self._query(a, blur)
+        half = below / 2
         found = torch.empty(len(self), dtype=torch.float32, device=a.device)
         for part, v in self._products(query):
-            d2 = torch.sub(below, v, alpha=2).amin(1).add_(self.square[part], alpha=share)
+            # By steps of one dtype each: what mixes them is several times slower.
+            d2 = v.to(torch.float32).sub_(half).amax(1).mul_(-2)
+            d2 = d2.add_(self.square[part], alpha=share)
             found[part] = d2.clamp_(0, MOST).sqrt_().sub_(wide[part])
         return found.sub_(float(off.max()))
+
+    def within(self, a: Tensor, blur: Tensor, limit: Tensor) -> Tensor:
+        """Places (V,) of all that may be within limit (B,) float64 of the query it is for.
+
+        |a_x - a_z|^2 <= t^2 where t is the limit and all that was lost, at most: by (2) that needs
+        v - (xx - t^2) / 2 >= zz / 2, of which the left side needs only its largest.
+        """
+        query, below, off, share = self._query(a, blur)
+        lost = float(self.lost.max()) if len(self) else 0.0
+        far = (limit + off + lost) * (1 + 1e-6)
+        half = -up((far * far - below) / 2)
+        found = []
+        for part, v in self._products(query):
+            gap = v.to(torch.float32).sub_(half).amax(1).sub_(self.square[part], alpha=share / 2)
+            # What overflowed tells nothing.
+            out = (gap < 0) & (gap > -torch.inf)
+            found.append((~out).nonzero()[:, 0] + part.start)
+        return torch.cat(found)
 
     def _query(self, a: Tensor, blur: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
         """Queries as they are multiplied, their part of (2), what they are off by, and 1 - e."""

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finer sketches beside a set: where they are made, and that they lose nothing."""
+
+import numpy as np
+import pytest
+import torch
+
+from shielded.shields.search.finer import Finer, Piece
+from shielded.shields.search.kept import load
+from shielded.shields.search.sketch import Basis, Sketch, rounded
+from shielded.shields.store import ProtectedSet
+
+
+def distances(x, z):
+    return torch.cdist(x, z.double(), compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def test_bounds_of_rows_of_several_pieces(monkeypatch):
+    """Some pieces hold more than their live rows, one holds none, one is not asked for."""
+    monkeypatch.setattr("shielded.shields.search.finer.AT_ONCE", 7)
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(100, 40, generator=generator).half()
+    basis, pieces, live = Basis.fit(z[:50]), [], []
+    for start, end, step in [(0, 30, 2), (30, 30, 1), (30, 60, 1), (60, 80, 3), (80, 100, 1)]:
+        a, blur = basis.query(z[start:end].double())
+        core, lost = rounded(a, torch.bfloat16)
+        sketch = Sketch(core, lost + blur)
+        place = torch.arange(0, end - start, step)
+        pieces.append(Piece(core, sketch.lost, sketch.square, place))
+        live.append(start + place)
+    live = torch.cat(live)
+    x = z[:4].double() + 0.1 * torch.randn(4, 40, generator=generator)
+    finer = Finer(basis, pieces)
+    for row in (torch.arange(len(live)), torch.tensor([0, 3, 16, 17, 46, 70]), live[:0]):
+        true = distances(x, z[live[row]])
+        low = finer.bounds(x, row).double()
+        assert bool((low <= true).all())
+        assert bool((low > true - 0.15 * float(true.max() if len(row) else 0)).all())
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A set whose sketches say little, of several parts."""
+    monkeypatch.setattr("shielded.shields.search.sketch.WIDTHS", (2, 4))
+    monkeypatch.setattr("shielded.shields.search.sketch.FINE", 16)
+    monkeypatch.setattr("shielded.shields.search.sketch.MANY", 1)
+    for name, count in {"MANY": 1, "LONG": 16, "EACH": 1, "FIRST": 4}.items():
+        monkeypatch.setattr(f"shielded.shields.search.screen.{name}", count)
+    generator = torch.Generator().manual_seed(1)
+    z = torch.randn(300, 64, generator=generator) * torch.arange(1, 65).float() ** -0.5
+    store = ProtectedSet.create(tmp_path / "set", (64,), radius=1.0)
+    for part in z.split(100):
+        store.add(part)
+    return store
+
+
+def points(store):
+    pages = [page for part in store.parts() for _, page in store.read(part)]
+    return torch.from_numpy(np.concatenate(pages))
+
+
+def found(screen, x):
+    """How far the closest are, and how many points were fetched to tell."""
+    fetched, fetch = [], screen.fetch
+
+    def counted(rows):
+        fetched.extend(rows.tolist())
+        return fetch(rows)
+
+    screen._memory.fetch = counted
+    return distances(x, screen.closest(x).z).amin(1), len(fetched)
+
+
+def test_the_closest_by_finer_sketches_is_the_closest(folder):
+    """The first time they are made, then they are read; after a removal some are left out."""
+    generator = torch.Generator().manual_seed(2)
+    x = points(folder)[::60].double() + 0.2 * torch.randn(5, 64, generator=generator)
+    for turn in range(3):
+        nearest = distances(x, points(folder)).amin(1)
+        screen, coarse = load(folder, 1.0)[0], load(folder, 1.0)[0]
+        coarse.finer = None
+        mine, read = found(screen, x)
+        other, more = found(coarse, x)
+        assert torch.equal(mine, nearest)
+        assert torch.equal(other, nearest)
+        assert read < more / 2, "they save reading"
+        if turn == 1:
+            ids = [name for page in folder.entries(["id"]) for name in page["id"]]
+            folder.remove(ids[1::3])
+    kept = [path.name for path in (folder.path / "screen").iterdir()]
+    assert sum("finer" in name for name in kept) == 3
+
+
+def test_finer_sketches_are_made_only_where_they_are_kept_and_pay(folder, monkeypatch):
+    keep = ProtectedSet.keep
+
+    def refused(self, name, tensors, note):
+        return "finer" not in name and keep(self, name, tensors, note)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ProtectedSet, "keep", refused)
+        assert load(folder, 3.0)[0].finer is None
+    assert load(folder, 3.0)[0].finer is not None
+    (folder.path / "screen" / "basis.safetensors").unlink()
+    monkeypatch.setattr("shielded.shields.search.sketch.MANY", 10**9)
+    assert load(folder, 3.0)[0].finer is None
