@@ -78,6 +78,9 @@ def test_the_closest_by_finer_sketches_is_the_closest(folder):
     for turn in range(3):
         nearest = distances(x, points(folder)).amin(1)
         screen, coarse = load(folder, 1.0)[0], load(folder, 1.0)[0]
+        assert screen.finer is not None
+        low = screen.finer.bounds(x, torch.arange(len(screen.radius))).double()
+        assert bool((low <= distances(x, points(folder))).all())
         coarse.finer = None
         mine, read = found(screen, x)
         other, more = found(coarse, x)

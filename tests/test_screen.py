@@ -150,7 +150,9 @@ def test_all_within_a_limit_of_its_own_are_found(seed, kind, dtype, size):
     generator = torch.Generator().manual_seed(seed)
     z = size * points(kind, 500, 65, generator).double()
     x = z[:6] + 0.3 * z.std() * torch.randn(6, 65, generator=generator, dtype=torch.float64)
-    core, lost = rounded(z, dtype)
+    aside = 0.3 * z.std() * torch.nn.functional.normalize(z.roll(1, 0), dim=1)
+    core, lost = rounded(z + aside, dtype)
+    lost = lost + aside.norm(dim=1)
     true = distances(x, z)
     share = torch.tensor([0.0, 0.01, 0.1, 0.5, 0.0, 0.9], dtype=torch.float64)
     limit = torch.stack([d.quantile(q) for d, q in zip(true, share, strict=True)])
@@ -162,8 +164,8 @@ def test_all_within_a_limit_of_its_own_are_found(seed, kind, dtype, size):
         inside = (apart <= 0).any(0)
         inside[few] = False
         assert not bool(inside.any())
-        norms = float(z.norm(dim=1).max() + x.norm(dim=1).max())
-        assert bool((apart.amin(0)[few] < 0.2 * norms).all())
+        slack = 0.2 * float(z.norm(dim=1).max() + x.norm(dim=1).max()) + 2 * float(lost.max())
+        assert bool((apart.amin(0)[few] < slack).all())
     every = sketch.within(x, blur, torch.full((6,), torch.inf, dtype=torch.float64))
     assert every.tolist() == list(range(500))
 
