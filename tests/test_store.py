@@ -312,6 +312,24 @@ def test_compact_keeps_as_many_versions_as_asked(ten):
     assert ids_of(behind) == ids_of(ten)
 
 
+def test_what_was_derived_from_erased_images_is_erased_too(ten):
+    derived = ten.path / "screen"
+    ten.keep("basis", {"axes": torch.eye(3)}, {})
+    ten.add(latents(1, 50), ["one more"])
+    ten.compact()  # merged, but earlier versions are still there
+    before = ids_of(ten)
+    assert ten.kept("basis") is not None
+    ten.remove(["one more"])
+    ten.compact(keep=2)  # version before the removal's merge is still needed
+    ten.keep("basis", {"axes": torch.eye(3)}, {})
+    ten.compact(keep=1)
+    assert not derived.exists()
+    assert ids_of(ten) == [name for name in before if name != "one more"]
+    ten.keep("basis", {"axes": torch.eye(3)}, {})
+    ten.compact(keep=1)  # nothing to erase
+    assert ten.kept("basis") is not None
+
+
 def test_read_gives_each_live_row_once(ten):
     ten.add(latents(7, 1), names(7, 10))
     ten.remove(["image 0", "image 9", "image 12"])

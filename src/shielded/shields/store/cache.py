@@ -3,6 +3,7 @@
 
 import json
 import os
+import shutil
 import threading
 import zlib
 from collections.abc import Mapping
@@ -51,6 +52,11 @@ def kept(root: Path, name: str) -> tuple[dict[str, Tensor], dict[str, str]] | No
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         return None
     return (tensors, note) if whole else None
+
+
+def clear(root: Path) -> None:
+    """Erase everything that was kept."""
+    shutil.rmtree(root / FOLDER, ignore_errors=True)
 
 
 def _place(root: Path, name: str) -> Path:

@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from shielded.errors import Busy, Damaged
 from shielded.shields.store import sums
+from shielded.shields.store.cache import clear
 from shielded.shields.store.engine import DATA, engine, manifest, stored, tracked, versions
 from shielded.shields.store.header import FILE
 
@@ -116,9 +117,11 @@ def clean(root: Path, keep: int | None) -> None:
         (root / manifest(number)).unlink()
     (root / FOLDER).mkdir(exist_ok=True)
     wanted.add(sums.write(root, numbers[-1], {k: known[k] for k in wanted}, root / FOLDER))
-    for name in files(root):
-        if name not in wanted:
-            (root / name).unlink(missing_ok=True)
+    gone = [name for name in files(root) if name not in wanted]
+    if any(name.startswith(f"{DATA}/data/") for name in gone):
+        clear(root)  # sketches of what is erased would still show it
+    for name in gone:
+        (root / name).unlink(missing_ok=True)
     shutil.rmtree(root / FOLDER, ignore_errors=True)
 
 
