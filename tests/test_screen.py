@@ -259,6 +259,20 @@ def test_the_closest_reference_is_the_closest(seed, d, kind, many):
     assert torch.allclose(mine.nan_to_num(torch.inf).amin(1), share.amin(1), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("shielding", [0, 1])
+def test_where_no_radius_shields_the_nearest_is_still_found(shielding, monkeypatch):
+    monkeypatch.setattr("shielded.shields.search.screen.LONG", 16)
+    monkeypatch.setattr("shielded.shields.search.screen.FIRST", 4)
+    generator = torch.Generator().manual_seed(0)
+    z = points("random", 200, 20, generator)
+    x = points("random", 5, 20, generator).double()
+    radius = torch.zeros(200, dtype=torch.float64)
+    radius[7 : 7 + shielding] = 1e-3
+    found = screen(z, radius)[0].closest(x).row.tolist()
+    nearest = distances(x, z).argmin(1).tolist()
+    assert sorted(found) == ([7] if shielding else sorted(set(nearest)))
+
+
 @settings(max_examples=12, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from([10, 16, 200]), st.sampled_from(KINDS), st.booleans())
 def test_the_closest_is_found_a_few_at_a_time(seed, d, kind, many):

@@ -114,7 +114,7 @@ class Screen:
             left = left - blurred
             if not len(near.row) or (left < inf and not self._widest):
                 continue
-            if len(near.row) > LONG:
+            if len(near.row) > LONG and self._widest:
                 near = self._shorter(near, asked, blur, best)
             size = max(1, PAIRS // len(near.row))
             for start in range(0, len(x), size):

@@ -45,7 +45,7 @@ class Basis:
         object.__setattr__(self, "axes", self.axes.T.contiguous().T)
 
     @classmethod
-    def fit(cls, sample: Tensor, radius: float | None = None, count: int | None = None) -> Basis:
+    def fit(cls, sample: Tensor, radius: float | None = None) -> Basis:
         """Principal axes of `sample` (n, D), as many as make a scan cheapest.
 
         More axes cost memory and time, fewer let through references that are not within `radius`
