@@ -102,7 +102,9 @@ def test_sketches_are_made_once_and_follow_the_set(store, monkeypatch):
     read = []
     plain = ProtectedSet.read
     monkeypatch.setattr(
-        ProtectedSet, "read", lambda self, part: read.append(part.name) or plain(self, part)
+        ProtectedSet,
+        "read",
+        lambda self, part, *size: read.append(part.name) or plain(self, part, *size),
     )
     again, _ = load(ProtectedSet.open(store.path), radius)
     assert read == []

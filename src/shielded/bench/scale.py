@@ -61,6 +61,7 @@ def run(
     table = Table("scale", f"Search of a set a sampling step: {math.prod(SHAPE)} numbers an image")
     table.notes.append(f"{STEPS} steps, {BATCH} images, the median of {REPEATS} trajectories.")
     table.notes.append("Memory: what the process needed beyond its start, at its peak.")
+    table.notes.append("At most: also while sketches were made, once, which are kept on disk.")
     with tempfile.TemporaryDirectory() if work is None else nullcontext(work) as folder:
         folder = Path(folder)
         done = Work(folder / "sizes", {"smoke": smoke})
@@ -88,8 +89,19 @@ def compare(
     found, radius = [], near_radius(store)
     for method in methods:
         progress(f"{len(store)} images: {method}")
-        found.append((measure if smoke else apart(measure))(store.path, method, radius))
+        before = (sketch if smoke else apart(sketch))(store.path, method, radius)
+        one = (measure if smoke else apart(measure))(store.path, method, radius)
+        one["prepare"] += before["seconds"]
+        found.append({**one, "most": max(one["memory"], before["memory"])})
     return found
+
+
+def sketch(path: Path, method: str, radius: float) -> dict[str, Any]:
+    """Make what is then kept beside the set: the screen's sketches; seconds and peak memory."""
+    start, before = time.perf_counter(), peak()
+    if method == "screen":
+        load(ProtectedSet.open(path), radius)
+    return {"seconds": time.perf_counter() - start, "memory": peak() - before}
 
 
 def row(found: dict[str, Any], truth: list[list[int]], known: bool) -> dict[str, Any]:
@@ -102,6 +114,7 @@ def row(found: dict[str, Any], truth: list[list[int]], known: bool) -> dict[str,
         "hits": hits if known else sum(len(step) for step in found["hits"]),
         "memory MB": round(found["memory"] / 2**20),
         "to prepare s": round(found["prepare"], 1),
+        "at most MB": round(found["most"] / 2**20),
         "scans": found["scans"],
     }
 

@@ -19,6 +19,7 @@ from shielded.shields.store import Part, ProtectedSet
 __all__ = ["basis_of", "fetcher", "load"]
 
 SAMPLE = 4096  # latents that a basis is fitted on
+PAGE = 1024  # latents that are sketched at once
 GROWTH = 4  # a set this many times larger than when its basis was chosen gets another
 
 
@@ -124,7 +125,7 @@ def _sketched(
 def _pages(store: ProtectedSet, part: Part) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """A part's row addresses and latents; a page of none comes first, for there may be no other."""
     yield np.zeros(0, np.uint64), np.zeros((0, store.dim), store.dtype)
-    yield from store.read(part)
+    yield from store.read(part, PAGE)
 
 
 def _joined(pages: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -25,6 +25,7 @@ __all__ = ["Basis", "Sketch"]
 
 WIDTHS = (8, 16, 32, 64, 128)  # dimensions m that a fit chooses from
 FINE, MANY = 512, 64  # dimensions of finer sketches, and how many false alarms are worth them
+FEWER = 4  # times, than without them
 SCAN = 1e-10  # seconds to read one number of the sketch: about 10 GB/s in float32
 FETCH = 5e-5  # seconds to fetch and measure one reference from disk
 CHUNK = 1 << 14  # rows of one matrix product: its result stays in the cache
@@ -51,9 +52,8 @@ class Basis:
         More axes cost memory and time, fewer let through references that are not within `radius`
         (if None, the distance that one pair in a hundred is closer than). Any choice is exact.
         """
-        x = sample.to(torch.float64)
-        mean = x.mean(0)
-        x = x - mean
+        mean = sample.mean(0, dtype=torch.float64)
+        x = sample.to(torch.float32) - mean.to(torch.float32)
         most = min(WIDTHS[-1], *x.shape)
         axes = _principal(x, most)
         widths = [m for m in WIDTHS if m < most] + [most]
@@ -64,11 +64,18 @@ class Basis:
         return cls(mean, axes[: widths[costs.index(min(costs))]].contiguous())
 
     def finer(self, sample: Tensor, radius: float | None, count: int) -> Basis | None:
-        """FINE principal axes, where this basis lets through more than MANY of `count` rows."""
-        x = sample.to(torch.float64) - self.mean
-        if min(x.shape) < 4 * FINE or count * _let_through(x[:1024], [self.axes], radius)[0] < MANY:
+        """FINE principal axes, where this basis lets through more than MANY of `count` rows.
+
+        And where they let through far fewer: None for data that have no principal axes at all.
+        """
+        x = sample.to(torch.float32) - self.mean.to(torch.float32)
+        if min(x.shape) < 4 * FINE:
             return None
-        return Basis(self.mean, _principal(x, FINE))
+        axes = _principal(x, FINE)
+        coarse, fine = _let_through(x[:1024], [self.axes, axes], radius)
+        if count * coarse < MANY or fine > coarse / FEWER:
+            return None
+        return Basis(self.mean, axes)
 
     @property
     def width(self) -> int:
@@ -115,19 +122,19 @@ def _let_through(x: Tensor, bases: Sequence[Tensor], radius: float | None) -> li
     true = torch.cdist(x, x)
     pairs = true[~torch.eye(len(x), dtype=torch.bool, device=x.device)]
     r = float(torch.quantile(pairs[:1_000_000], 0.01)) if radius is None else radius
-    bounds = (torch.cdist(b, b) for b in (_project(x, axes) for axes in bases))
+    bounds = (torch.cdist(b, b) for b in (_project(x, axes.to(x)) for axes in bases))
     return [float(((bound < r) & (true >= r)).sum()) / len(pairs) for bound in bounds]
 
 
 def _principal(x: Tensor, most: int) -> Tensor:
-    """`most` orthonormal rows that hold most of what is in x (n, D)."""
+    """`most` orthonormal rows, float64, that hold most of what is in x (n, D)."""
     generator = torch.Generator().manual_seed(0)
     more = min(most + 8, *x.shape)
-    v = torch.randn(x.shape[1], more, generator=generator, dtype=torch.float64).to(x)
+    v = torch.randn(x.shape[1], more, generator=generator).to(x)
     for _ in range(4):  # subspace iteration: quality only, (1) holds for any orthonormal rows
         v = torch.linalg.qr(x.T @ (x @ v))[0]
     axes = torch.linalg.svd(x @ v, full_matrices=False)[2]
-    return torch.linalg.qr((v @ axes.T)[:, :most])[0].T
+    return torch.linalg.qr((v @ axes.T)[:, :most].to(torch.float64))[0].T
 
 
 class Sketch:
