@@ -102,3 +102,17 @@ def test_more_points_at_once_than_there_was_room_for(monkeypatch):
         assert bool((high >= true).all())
         assert bool((mine.least(asked, torch.arange(30)) <= true).all())
         x = x + 0.1
+
+
+def test_after_a_point_too_far_for_float32_nothing_is_ruled_out(monkeypatch):
+    z = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    kept, _ = memory(z, 6, monkeypatch)
+    near, far = z[:1].double(), torch.full((1, 4), 1e200, dtype=torch.float64)
+    for x in (near, far):
+        asked = kept.ask(x, x)
+        kept.measure(asked, torch.tensor([0, 1]))
+    least = kept.least(kept.ask(near, near), torch.arange(6))
+    assert not bool(least.isnan().any())
+    assert bool((least.double() <= distances(near, z)).all())
+    lost = kept.least(kept.ask(-far, -far), torch.arange(6))
+    assert not bool((lost > 0).any() | lost.isnan().any())

@@ -56,11 +56,11 @@ class History:
     def references(self, x: Tensor, groups: Sequence[Hashable], radius: float) -> References:
         """The remembered images of the groups in this batch, or those that may be near."""
         mine, z, rough = self._of(groups, x)
-        if len(mine) < SCREEN:
-            return self.closest(x, groups, radius)
-        keep = within(x, rough, radius).nonzero()[:, 0].tolist()
-        mine = [mine[k] for k in keep]
-        return References(z[keep].to(x), self._allowed(groups, mine, x), mine, whole=False)
+        whole = len(mine) < SCREEN
+        if not whole:
+            keep = within(x, rough, radius).nonzero()[:, 0].tolist()
+            mine, z, rough = [mine[k] for k in keep], z[keep], None
+        return References(z.to(x), self._allowed(groups, mine, x), mine, whole, rough=rough)
 
     def closest(self, x: Tensor, groups: Sequence[Hashable], radius: float) -> References:
         """All remembered images of the groups in this batch."""

@@ -104,7 +104,7 @@ class Memory:
         if not len(self._row):
             return torch.zeros((len(asked.x), len(row)), dtype=torch.float32, device=row.device)
         known = self._least[asked.at].index_select(1, place.clamp(min=0))
-        return known.mul_(place >= 0)
+        return torch.where(place >= 0, known, 0.0)  # no product: known may be -inf
 
     def measure(self, asked: Asked, row: Tensor) -> tuple[Tensor, Tensor]:
         """(B, M) float32: what distances to rows are at least and at most; it is remembered.

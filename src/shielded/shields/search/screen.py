@@ -92,7 +92,7 @@ class Screen:
 
     def _unknown(self, asked: Asked, row: Tensor, wide: Tensor) -> tuple[Tensor, Tensor]:
         """Those rows that what is known does not rule out."""
-        left = (self._memory.least(asked, row) <= wide).any(0).nonzero()[:, 0]
+        left = (~(self._memory.least(asked, row) > wide)).any(0).nonzero()[:, 0]
         return row[left], wide[left]
 
     def _inside(self, x: Tensor, row: Tensor, z: Tensor, reach: float) -> Tensor:
