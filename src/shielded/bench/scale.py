@@ -60,7 +60,9 @@ def run(
         sizes = [(500, METHODS)]
     table = Table("scale", f"Search of a set a sampling step: {math.prod(SHAPE)} numbers an image")
     table.notes.append(f"{STEPS} steps, {BATCH} images, the median of {REPEATS} trajectories.")
-    table.notes.append("Memory: what the process needed beyond its start, at its peak.")
+    table.notes.append(
+        "Memory: what the search took at its peak, beside a process that makes trajectories."
+    )
     table.notes.append("At most: also while sketches were made, once, which are kept on disk.")
     with tempfile.TemporaryDirectory() if work is None else nullcontext(work) as folder:
         folder = Path(folder)
@@ -205,6 +207,8 @@ class Brute:
 def measure(path: Path, method: str, radius: float) -> dict[str, Any]:
     """Prepare one search and follow the trajectories: seconds of one, hits, peak memory."""
     store = ProtectedSet.open(path)
+    for x in trajectory(store, radius, 0):  # what these need is not counted
+        x @ x.T
     start, before = time.perf_counter(), peak()
     search = prepare(store, method, radius)
     ready = time.perf_counter() - start

@@ -28,7 +28,7 @@ FINE, MANY = 512, 64  # dimensions of finer sketches, and how many false alarms 
 FEWER = 4  # times, than without them
 SCAN = 1e-10  # seconds to read one number of the sketch: about 10 GB/s in float32
 FETCH = 5e-5  # seconds to fetch and measure one reference from disk
-CHUNK = 1 << 14  # rows of one matrix product: its result stays in the cache
+CHUNK = 1 << 15  # rows of one matrix product: its result stays in the cache
 FEW = 4096  # rows that are worth float32
 MOST = 3e38  # what is further than float32 can tell is no nearer
 TINY = 2.0**-100  # more than what is lost where float32 has no smaller numbers
@@ -187,9 +187,8 @@ class Sketch:
         found = torch.empty(len(self), dtype=torch.float32, device=a.device)
         for part, v in self._products(query):
             # By steps of one dtype each: what mixes them is several times slower.
-            d2 = v.to(torch.float32).sub_(half).amax(1).mul_(-2)
-            d2 = d2.add_(self.square[part], alpha=share)
-            found[part] = d2.clamp_(0, MOST).sqrt_().sub_(wide[part])
+            torch.amax(v.to(torch.float32).sub_(half), 1, out=found[part])
+        found.mul_(-2).add_(self.square, alpha=share).clamp_(0, MOST).sqrt_().sub_(wide)
         return found.sub_(float(off.max()))
 
     def within(self, a: Tensor, blur: Tensor, limit: Tensor) -> Tensor:
@@ -245,4 +244,4 @@ def up(x: Tensor) -> Tensor:
 
 def _squares(core: Tensor) -> Tensor:
     none = torch.zeros(0, dtype=torch.float32, device=core.device)
-    return torch.cat([none, *(part.float().square().sum(1) for part in core.split(CHUNK))])
+    return torch.cat([none, *(part.float().square().sum(1) for part in core.split(FEW))])
