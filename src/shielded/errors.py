@@ -56,3 +56,7 @@ class ShieldedWarning(UserWarning):
 
 class MissingExtra(ShieldedError, ImportError):
     """An optional dependency that is not installed."""
+
+
+class NotApplicable(ShieldedError, TypeError):
+    """A method that has nothing to act on in a pipeline, or in the way it is called."""

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Method: what the siblings of SPELL share: a run that counts the network's work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from shielded.guidance import Guidance, Run, Shift, Step
+from shielded.samplers.network import intercepted, networks
+from shielded.samplers.scheduler import installed
+from shielded.spaces.space import space_of
+
+__all__ = ["Method", "MethodRun"]
+
+
+class MethodRun(Run):
+    """One `with` block of a method: also its cost.
+
+    `evaluations` is how many images the network was asked to denoise: guidance asks twice for
+    each. A sampler whose network is not known counts one an image and sampling call.
+    """
+
+    def __init__(self, method: Method, pipe: Any, groups: Sequence[Hashable] | None):
+        super().__init__(method, groups, method.space or space_of(pipe))
+        self.pipe, self.evaluations = pipe, 0
+        self._known = bool(networks(pipe))
+
+    def answer(self, plain: Callable[..., Any], first: str, arguments: dict[str, Any]) -> Any:
+        """Stand in for a call of the network."""
+        self.evaluations += len(arguments[first])
+        return plain(**arguments)
+
+    def shift(self, step: Step) -> Shift | None:
+        """The shift of x0 at this sampling call."""
+        if not self._known:
+            self.evaluations += len(step.x0)
+        return super().shift(step)
+
+
+class Method(Guidance):
+    """Base of the siblings; `on` yields a `MethodRun`."""
+
+    def start(self, pipe: Any, groups: Sequence[Hashable] | None) -> MethodRun:
+        """The run of a block."""
+        return MethodRun(self, pipe, groups)
+
+    @contextmanager
+    def on(self, pipe: Any, groups: Sequence[Hashable] | None = None) -> Iterator[MethodRun]:
+        """Guide every image that a diffusers pipeline makes inside the `with` block.
+
+        As `Guidance.on`; the run also counts `evaluations`. Raises NotApplicable where the
+        method has nothing to act on, and UnsupportedScheduler.
+        """
+        self.prepare(pipe)
+        run = self.start(pipe, groups)
+        with intercepted(pipe, run.answer), installed(pipe, run):
+            yield run
