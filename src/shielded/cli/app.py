@@ -8,6 +8,7 @@ import typer
 from shielded.cli.bench import bench
 from shielded.cli.calibrate import calibrate
 from shielded.cli.check import check
+from shielded.cli.data import cc12m
 from shielded.cli.generate import generate
 from shielded.cli.models import models
 from shielded.cli.protect_build import add, build
@@ -36,6 +37,14 @@ for command in (build, add, remove, info, verify, compact):
     protect.command()(command)
 protect.command(name="list")(list_)
 app.add_typer(protect)
+
+data = typer.Typer(
+    name="data",
+    help="Make the data sets of the paper.",
+    no_args_is_help=True,
+)
+data.command()(cc12m)
+app.add_typer(data)
 
 
 def _version(asked: bool) -> None:
