@@ -1,8 +1,48 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How different, how faithful: metrics on features that no guided model has seen."""
+"""How different, how faithful: metrics on features that no guided model has seen.
 
-from shielded.metrics.features import Pixels, ResNet56
-from shielded.metrics.manifold import precision_recall
+Metrics take features (N, F), one row an image; extractors make them of images in [-1, 1].
+"""
+
+from shielded.metrics.features import Extractor, Pixels, ResNet56
+from shielded.metrics.frechet import Gaussian, frechet
+from shielded.metrics.groups import by_group, table_1
+from shielded.metrics.manifold import PRDC, density_coverage, prdc, precision_recall
+from shielded.metrics.nearby import (
+    closest_cosines,
+    copy_rate,
+    nearest_distances,
+    share_inside,
+    similarity,
+)
+from shielded.metrics.pretrained import CLIP, SSCD, DINOv2, Inception
+from shielded.metrics.scores import class_score, clip_score
+from shielded.metrics.smallnet import SmallNet
 from shielded.metrics.vendi import vendi
 
-__all__ = ["Pixels", "ResNet56", "precision_recall", "vendi"]
+__all__ = [
+    "CLIP",
+    "PRDC",
+    "SSCD",
+    "DINOv2",
+    "Extractor",
+    "Gaussian",
+    "Inception",
+    "Pixels",
+    "ResNet56",
+    "SmallNet",
+    "by_group",
+    "class_score",
+    "clip_score",
+    "closest_cosines",
+    "copy_rate",
+    "density_coverage",
+    "frechet",
+    "nearest_distances",
+    "prdc",
+    "precision_recall",
+    "share_inside",
+    "similarity",
+    "table_1",
+    "vendi",
+]

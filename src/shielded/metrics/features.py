@@ -1,11 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Features of small colour images (N, 3, 32, 32) in [-1, 1]."""
+"""What every extractor of features is, and two for small colour images: pixels and ResNet-56."""
 
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, relu
+
+from shielded.errors import BadInput
+
+
+class Extractor(Protocol):
+    """Images (N, C, H, W) in [-1, 1] in, features (N, F) out; `name` stands in tables."""
+
+    name: str
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(N, F)."""
+        ...
+
+
+def eight_bit(images: Tensor) -> Tensor:
+    """(N, 3, H, W) uint8, as the images would be saved; grey ones get three equal channels."""
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise BadInput(f"Images are (N, 1 or 3, H, W) in [-1, 1], not {tuple(images.shape)}.")
+    values = ((images.to(torch.float64) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return values.expand(-1, 3, -1, -1)
 
 
 class Pixels:
