@@ -243,5 +243,8 @@ def up(x: Tensor) -> Tensor:
 
 
 def _squares(core: Tensor) -> Tensor:
-    none = torch.zeros(0, dtype=torch.float32, device=core.device)
-    return torch.cat([none, *(part.float().square().sum(1) for part in core.split(FEW))])
+    found = torch.empty(len(core), dtype=torch.float32, device=core.device)
+    # Into one tensor: small ones that stay would keep the memory of the large between them.
+    for into, part in zip(found.split(FEW), core.split(FEW), strict=True):
+        torch.sum(part.float().square_(), 1, out=into)
+    return found
