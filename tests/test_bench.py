@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from shielded.bench import overhead, overlap, scale, sprites, takedown
-from shielded.bench.sample import draw
+from shielded.bench.kit import clock, training_set
+from shielded.bench.kit.sample import draw
 from shielded.metrics import Pixels, ResNet56, precision_recall, vendi
 from shielded.models import load
 from shielded.shields import Shields
@@ -71,7 +72,7 @@ def test_tiles_are_put_on_white(tmp_path):
     rgba = np.zeros((2, 4, 4, 4), np.uint8)
     rgba[1, ..., 0] = rgba[1, ..., 3] = 255
     np.savez(tmp_path / "tiles.npz", rgba=rgba)
-    tiles = sprites.tiles(tmp_path / "tiles.npz")
+    tiles = training_set.tiles(tmp_path / "tiles.npz")
     assert torch.equal(tiles[0], torch.ones(3, 4, 4))
     assert torch.allclose(tiles[1, :, 0, 0], torch.tensor([1.0, -1, -1]))
 
@@ -110,7 +111,7 @@ def test_overhead_smoke():
 def test_the_clocks_leave_the_scheduler_as_it_was():
     pipe = load("tiny-sprites")
     kind, before = type(pipe.scheduler), set(vars(pipe.scheduler))
-    watched = overhead.Watched(Spell(Shields.batch(), radius=1.0))
+    watched = clock.Watched(Spell(Shields.batch(), radius=1.0))
     latents, run = draw(pipe, "sword", range(2), watched, num_inference_steps=2)
     plain, _ = draw(pipe, "sword", range(2), num_inference_steps=2)
     assert type(pipe.scheduler) is kind

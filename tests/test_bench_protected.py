@@ -10,8 +10,9 @@ from typer.testing import CliRunner
 
 pytest.importorskip("lance")
 
-from shielded.bench import brute, maker, memory, protected, scale, training_set, way, work
-from shielded.bench.training_set import CHANGES, changed
+from shielded.bench import protected, scale
+from shielded.bench.kit import brute, maker, memory, training_set, way, work
+from shielded.bench.kit.training_set import CHANGES, changed
 from shielded.cli.app import app
 from shielded.errors import BadInput
 from shielded.models import load

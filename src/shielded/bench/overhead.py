@@ -4,18 +4,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import wraps
+from collections.abc import Callable
 from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from shielded.bench.sample import draw, pictures
-from shielded.bench.table import Table
-from shielded.guidance import Guidance
+from shielded.bench.kit.clock import Watched
+from shielded.bench.kit.sample import draw, pictures
+from shielded.bench.kit.table import Table
 from shielded.models import load
 from shielded.shields import Shields
 from shielded.spell import Spell
@@ -70,57 +68,6 @@ def guidances(plain: Tensor) -> dict[str, Callable[[], Any]]:
         "batch shields, r = median": lambda: Spell(Shields.batch(), radius=r),
         "batch and history": lambda: Spell(radius=r),
     }
-
-
-class Watched:
-    """A guidance, and the wall time that it adds to the scheduler's own.
-
-    Both clocks run in one and the same run, so a machine that is slow for a while slows both.
-    """
-
-    def __init__(self, guidance: Guidance) -> None:
-        self.guidance, self.bare, self.whole = guidance, Clock(), Clock()
-
-    @property
-    def seconds(self) -> float:
-        """The time of the guidance alone."""
-        return self.whole.seconds - self.bare.seconds
-
-    @contextmanager
-    def on(self, pipe: Any) -> Iterator[Any]:
-        """As Guidance.on, with one clock inside it and one around it."""
-        scheduler, plain = pipe.scheduler, type(pipe.scheduler)
-        members = {"step": self.bare.around(plain.step), "__module__": plain.__module__}
-        scheduler.__class__ = type(plain.__name__, (plain,), members)
-        try:
-            with self.guidance.on(pipe) as run:
-                scheduler.step = self.whole.around(scheduler.step)
-                try:
-                    yield run
-                finally:
-                    del scheduler.step
-        finally:
-            scheduler.__class__ = plain
-
-
-class Clock:
-    """Adds up the wall time of a function's calls."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, timed."""
-
-        @wraps(function)
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            start = time.perf_counter()
-            try:
-                return function(*args, **kwargs)
-            finally:
-                self.seconds += time.perf_counter() - start
-
-        return timed
 
 
 def _timed(work: Callable[[], Any]) -> float:

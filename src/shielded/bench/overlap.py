@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from shielded.bench.table import Table
+from shielded.bench.kit.table import Table
 from shielded.repel import project, repel_sum
 
 WIDE = [(256, k) for k in (1, 2, 4, 8, 16, 32, 64)]  # (D, K): many more numbers than shields

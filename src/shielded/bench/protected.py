@@ -14,12 +14,12 @@ from contextlib import nullcontext
 from pathlib import Path
 from statistics import median
 
-from shielded.bench.maker import Maker, batches, finished
-from shielded.bench.scale import apart
-from shielded.bench.table import Table
-from shielded.bench.training_set import changed, protect, trained
-from shielded.bench.way import INSIDE, PAIRED, Way, memory
-from shielded.bench.work import Work
+from shielded.bench.kit.maker import Maker, batches, finished
+from shielded.bench.kit.memory import apart
+from shielded.bench.kit.table import Table
+from shielded.bench.kit.training_set import changed, protect, trained
+from shielded.bench.kit.way import INSIDE, PAIRED, Way, memory
+from shielded.bench.kit.work import Work
 from shielded.errors import BadInput
 from shielded.models import prompts
 

@@ -9,7 +9,6 @@ those of an ideal denoiser. Half of them end near a protected image, half elsewh
 from __future__ import annotations
 
 import math
-import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,9 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shielded.bench.memory import peak
-from shielded.bench.table import Table
-from shielded.bench.work import Made, Work
+from shielded.bench.kit.memory import apart, peak
+from shielded.bench.kit.table import Table
+from shielded.bench.kit.work import Made, Work
 from shielded.distances import squared_distances
 from shielded.shields.search.faiss_index import FaissIndex
 from shielded.shields.search.kept import fetcher, load
@@ -257,13 +256,3 @@ def prepare(store: ProtectedSet, method: str, radius: float) -> Any:
         kind,
         int(cells or 1),
     )
-
-
-def apart(work: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of this module, called in a fresh process: its memory is its own."""
-
-    def call(*arguments: Any) -> Any:
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            return pool.apply(work, arguments)
-
-    return call

@@ -5,15 +5,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from shielded.bench.sample import draw, pictures
-from shielded.bench.table import Table
+from shielded.bench.kit.sample import draw, pictures
+from shielded.bench.kit.table import Table
+from shielded.bench.kit.training_set import tiles
 from shielded.metrics import Pixels, ResNet56, precision_recall, vendi
 from shielded.models import available, load
 from shielded.spell import Spell
@@ -109,14 +109,6 @@ class Measure:
             every = self.spaces[1](pictures(torch.cat(list(made.values()))))
             row["precision"], row["recall"] = precision_recall(self.real, every)
         return row
-
-
-def tiles(path: str | Path) -> Tensor:
-    """The pictures (N, 3, 32, 32) of an archive of RGBA tiles, on white, in [-1, 1]."""
-    import numpy as np
-
-    rgba = torch.from_numpy(np.load(path, allow_pickle=False)["rgba"]).permute(0, 3, 1, 2) / 255
-    return (rgba[:, :3] * rgba[:, 3:] + 1 - rgba[:, 3:]) * 2 - 1
 
 
 def _nearest(images: Tensor) -> float:

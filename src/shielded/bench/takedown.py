@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import torch
 
-from shielded.bench.sample import draw, pictures
-from shielded.bench.table import Table
+from shielded.bench.kit.sample import draw, pictures
+from shielded.bench.kit.table import Table
 from shielded.models import load
 from shielded.shields import Shields
 from shielded.spell import Spell

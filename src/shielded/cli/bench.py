@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`shielded bench NAME`: the tables of the documentation, measured here."""
+"""`shielded bench NAME`: the tables and figures of the documentation, measured here."""
 
 import enum
+import inspect
 import shutil
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,16 +23,17 @@ class Name(enum.StrEnum):
     overhead = "overhead"
     scale = "scale"
     protected = "protected"
-
-
-OWN = {  # options that not every bench has
-    "features": (Name.sprites,),
-    "data": (Name.sprites, Name.protected),
-    "images": (Name.protected,),
-    "size": (Name.protected,),
-    "batch": (Name.protected,),
-    "steps": (Name.protected,),
-}
+    diversity = "diversity"
+    radius = "radius"
+    pareto = "pareto"
+    sparsity = "sparsity"
+    one_by_one = "one-by-one"
+    guidance = "guidance"
+    protection = "protection"
+    prediction = "prediction"
+    dpp = "dpp"
+    grid = "grid"
+    set_size = "set-size"
 
 
 def bench(
@@ -58,40 +61,54 @@ def bench(
     ] = None,
 ) -> None:
     """Measure one table of the documentation and print it as Markdown."""
+    given = {
+        "features": features,
+        "data": data,
+        "images": images,
+        "size": size,
+        "batch": batch,
+        "steps": steps,
+    }
     with guarded():
-        from shielded.errors import BadInput
-
-        given = {
-            "features": features,
-            "data": data,
-            "images": images,
-            "size": size,
-            "batch": batch,
-            "steps": steps,
-        }
-        asked: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-        for key in asked:
-            if name not in OWN[key]:
-                owners = " and ".join(f"`shielded bench {owner.value}`" for owner in OWN[key])
-                raise BadInput(f"--{key} belongs to {owners}: leave it out.")
-        for path in (features, data):
-            if path is not None and not path.is_file():
-                raise BadInput(f"there is no file {path}: check the path.")
         from shielded.cli.load import quiet
 
+        asked: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+        run = _bench(name)
+        takes = _takes(run)
+        _check(name, asked, takes)
         quiet()
         work = out / f"{name.value}.work"
-        if name in (Name.sprites, Name.scale):  # each row is kept as soon as it is there
+        if "keep" in takes:  # what is there so far, row by row
             asked["keep"] = lambda table: table.write(out)
-        if name in (Name.scale, Name.protected) and not smoke:
+        if "work" in takes and not smoke:
             asked["work"] = work  # what is done: a run that was stopped goes on from there
-        table = import_module(f"shielded.bench.{name.value}").run(
-            smoke=smoke, progress=_say, **asked
-        )
+        table = run(smoke=smoke, progress=_say, **asked)
         table.write(out)
         if "work" in asked:
             shutil.rmtree(work)
     typer.echo(table.markdown())
+
+
+def _bench(name: Name) -> Callable[..., Any]:
+    return import_module(f"shielded.bench.{name.name}").run
+
+
+def _takes(run: Callable[..., Any]) -> set[str]:
+    """The names of what a bench can be told."""
+    return set(inspect.signature(run).parameters)
+
+
+def _check(name: Name, asked: dict[str, Any], takes: set[str]) -> None:
+    """Refuse options that this bench does not have, and files that are not there."""
+    from shielded.errors import BadInput
+
+    for key, value in asked.items():
+        if key not in takes:
+            owners = [other.value for other in Name if key in _takes(_bench(other))]
+            names = " and ".join(f"`shielded bench {owner}`" for owner in owners)
+            raise BadInput(f"--{key} belongs to {names}: leave it out.")
+        if isinstance(value, Path) and not value.is_file():
+            raise BadInput(f"there is no file {value}: check the path.")
 
 
 def _say(text: str) -> None:

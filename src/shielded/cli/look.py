@@ -9,10 +9,9 @@ from PIL import Image
 from torch import Tensor
 
 from shielded.errors import BadInput
-from shielded.ingest import decode
+from shielded.ingest import decode as opened
 from shielded.ingest.picture import read_file
-from shielded.spaces import Pixels, space_of
-from shielded.spaces.formats import denormalised, format_of
+from shielded.spaces.decode import decode
 
 
 def from_file(source: str | None, digest: str | None) -> Image.Image | None:
@@ -22,25 +21,17 @@ def from_file(source: str | None, digest: str | None) -> Image.Image | None:
     try:
         data = read_file(source)
         same = hashlib.sha256(data).hexdigest() == digest
-        return decode(data)[0] if same else None
+        return opened(data)[0] if same else None
     except BadInput:
         return None
 
 
-@torch.no_grad()
 def from_latent(pipe: Any, latent: Tensor, size: tuple[int | None, int | None]) -> Any:
     """The picture that a latent (...) decodes to; None where that is not known how."""
-    if isinstance(space_of(pipe), Pixels):
-        return _image(latent)
-    form, vae = format_of(pipe)
-    z = denormalised(form, pipe, vae, latent[None].to(torch.float32), size)
-    if z is None:
-        return None
     try:
-        x = vae.decode(z.to(vae.device, vae.dtype), return_dict=False)[0][0]
-    except (RuntimeError, TypeError, ValueError):  # a decoder that asks for more than a latent
+        return _image(decode(pipe, latent[None], *size)[0])
+    except BadInput:
         return None
-    return _image(x[:, 0] if form.video else x)
 
 
 def _image(x: Tensor) -> Image.Image:

@@ -40,7 +40,7 @@ def trace_plot(all_series: Sequence[Series], theme: Theme = LIGHT) -> bytes:
     _draw_strength(strength, all_series, theme)
     _draw_share(share, all_series, theme)
     for axes in (strength, share):
-        _calm(axes, theme)
+        calm(axes, theme)
     strength.tick_params(bottom=False)
     share.set_xlim(1.0, 0.0)
     share.set_xlabel("noise level: 1 is pure noise, 0 is the image", color=theme.ink, fontsize=10)
@@ -106,7 +106,8 @@ def _draw_share(axes: Any, all_series: Sequence[Series], theme: Theme) -> None:
     axes.set_ylabel("images moved", color=theme.ink, fontsize=10)
 
 
-def _calm(axes: Any, theme: Theme) -> None:
+def calm(axes: Any, theme: Theme) -> None:
+    """No box, faint lines: the data come first."""
     axes.set_facecolor(theme.paper)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)

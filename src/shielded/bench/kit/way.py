@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shielded.bench.brute import inside, nearest, numbers, stored
-from shielded.bench.maker import Maker, finished
-from shielded.bench.memory import peak
-from shielded.bench.overhead import Clock, Watched
-from shielded.bench.sample import draw, pictures
-from shielded.bench.training_set import blocks
+from shielded.bench.kit.brute import inside, nearest, numbers, stored
+from shielded.bench.kit.clock import Clock, Watched
+from shielded.bench.kit.maker import Maker, finished
+from shielded.bench.kit.memory import peak
+from shielded.bench.kit.sample import draw, pictures
+from shielded.bench.kit.training_set import blocks
 from shielded.shields import Shields
 from shielded.shields.search.kept import load as load_screen
 from shielded.shields.store import ProtectedSet

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from shielded.bench.sample import draw, pictures
-from shielded.bench.work import Work
+from shielded.bench.kit.sample import draw, pictures
+from shielded.bench.kit.work import Work
 from shielded.models import load, prompts
 
 

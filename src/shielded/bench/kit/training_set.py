@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from shielded.bench.sprites import tiles
 from shielded.errors import BadInput
 from shielded.models import available
 from shielded.shields.store import ProtectedSet
@@ -28,6 +27,12 @@ WAY = (0, -1, 1, -2, 2)  # pixels that a picture is shifted by, as in training
 # Order of the channels, ink, mirrored, down, right: none of it, then all in a fixed shuffle.
 CHANGES = list(product(permutations((0, 1, 2)), INK, (False, True), WAY, WAY))
 CHANGES[1:] = random.Random(0).sample(CHANGES[1:], len(CHANGES) - 1)
+
+
+def tiles(path: str | Path) -> Tensor:
+    """The pictures (N, 3, 32, 32) of an archive of RGBA tiles, on white, in [-1, 1]."""
+    rgba = torch.from_numpy(np.load(path, allow_pickle=False)["rgba"]).permute(0, 3, 1, 2) / 255
+    return (rgba[:, :3] * rgba[:, 3:] + 1 - rgba[:, 3:]) * 2 - 1
 
 
 def trained(data: str | Path) -> Tensor:

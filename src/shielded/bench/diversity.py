@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Table 1: the same seeds without and with SPELL, on features of real and of made images."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from shielded.bench.kit.contender import PLAIN, Contender
+from shielded.bench.kit.gallery import Gallery
+from shielded.bench.kit.paper import COLUMNS, TABLE_1
+from shielded.bench.kit.scores import scores, spread
+from shielded.bench.kit.subject import Subject, subject
+from shielded.bench.kit.table import Table
+from shielded.shields import Shields
+from shielded.spell import Spell
+
+MODELS = ("tiny-fashion", "tiny-sprites")
+SHARES = {"tiny-fashion": 0.8, "tiny-sprites": 0.8}  # of the median distance
+RUNS, IMAGES = 5, 64
+
+
+def spell(share: float, overcompensation: float = 1.0, **call: Any) -> Contender:
+    """SPELL as in Table 1: shields in the batch and around all images of the condition before."""
+
+    def make(unit: float) -> Spell:
+        shields = Shields.batch() + Shields.history()
+        return Spell(shields, radius=share * unit, overcompensation=overcompensation)
+
+    setting = {"radius": share, "overcompensation": overcompensation}
+    return Contender("SPELL", setting, make, call)
+
+
+def run(
+    smoke: bool = False,
+    progress: Callable[[str], None] = lambda text: None,
+    keep: Callable[[Table], None] = lambda table: None,
+    work: Path | None = None,
+    images: int = IMAGES,
+    runs: int = RUNS,
+    subjects: list[Subject] | None = None,
+) -> Table:
+    """`images` of each condition, `runs` times from other seeds; mean and deviation over runs.
+
+    `keep` gets the table after each model, what is drawn is kept in the folder `work`. `subjects`
+    are the bundled models by default.
+    """
+    steps = {"num_inference_steps": 4} if smoke else {}
+    images, runs = (8, 2) if smoke else (images, runs)
+    table = Table("diversity", f"The same seeds without and with SPELL, {images} images each")
+    table.notes.append(f"Mean and standard deviation of {runs} runs. Radius: a share of the median")
+    table.notes.append("distance of a plain batch; shields: the batch, and all images before it.")
+    table.notes.append("Rows of the paper: 50,000 images of 256 x 256, on other features.")
+    with tempfile.TemporaryDirectory() if work is None else nullcontext(work) as folder:
+        for name in MODELS if subjects is None else subjects:
+            one = subject(name, **steps) if isinstance(name, str) else name
+            if smoke:
+                one.conditions = one.conditions[:2]
+            gallery = Gallery(one, images, Path(folder), progress)
+            for contender in (PLAIN, spell(SHARES.get(one.name, 1.0))):
+                table.add(**row(one, contender, gallery, runs))
+            keep(table)
+    for line in papers():
+        table.add(**line)
+    return table
+
+
+def row(one: Subject, contender: Contender, gallery: Gallery, runs: int) -> dict[str, Any]:
+    """Mean and deviation of each column, and what it cost."""
+    drawn = [gallery.draw(contender, k) for k in range(runs)]
+    told = spread(scores(one, images) for images in drawn)
+    line: dict[str, Any] = {"model": one.name, "images": contender.title}
+    line |= {name: f"{mean:.3f} ± {off:.3f}" for name, (mean, off) in told.items()}
+    made = sum(images.pictures.shape[0] * images.pictures.shape[1] for images in drawn)
+    line["s an image"] = f"{sum(images.seconds for images in drawn) / made:.3f}"
+    return line
+
+
+def papers() -> Iterator[dict[str, Any]]:
+    """The paper's rows."""
+    for model, ways in TABLE_1.items():
+        for images, values in zip(("plain", "SPELL"), ways, strict=True):
+            told = zip(COLUMNS, values, strict=True)
+            line = {name: f"{mean:.3f} ± {off:.3f}" for name, (mean, off) in told}
+            yield {"model": f"the paper: {model}", "images": images, **line}

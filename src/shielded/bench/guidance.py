@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Appendix I: other guidance weights, without and with SPELL on top."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+from shielded.bench.diversity import SHARES, spell
+from shielded.bench.kit.contender import Contender
+from shielded.bench.kit.gallery import Gallery
+from shielded.bench.kit.plot import Curve, panels
+from shielded.bench.kit.scores import scores
+from shielded.bench.kit.subject import Subject, subject
+from shielded.bench.kit.table import Table
+
+SCALES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
+IMAGES = 64
+TITLE = "Recall and precision by guidance scale"
+
+
+def run(
+    smoke: bool = False,
+    progress: Callable[[str], None] = lambda text: None,
+    keep: Callable[[Table], None] = lambda table: None,
+    work: Path | None = None,
+    images: int = IMAGES,
+    model: str = "tiny-fashion",
+    one: Subject | None = None,
+    scales: Sequence[float] = SCALES,
+) -> Table:
+    """`images` of each condition at each guidance scale, the same seeds without and with SPELL."""
+    one = one or subject(model, **({"num_inference_steps": 4} if smoke else {}))
+    if smoke:
+        images, one.conditions, scales = 8, one.conditions[:2], (1.0, 4.0)
+    share = SHARES.get(one.name, 1.0)
+    table = Table("guidance", f"{one.name}: guidance scales without and with SPELL")
+    table.notes.append(f"{images} images of each condition; radius {share} of the median distance")
+    table.notes.append("of a plain batch at that guidance scale.")
+    with tempfile.TemporaryDirectory() if work is None else nullcontext(work) as folder:
+        gallery = Gallery(one, images, Path(folder), progress)
+        for scale in scales:
+            call = {"guidance_scale": scale}
+            for contender in (Contender("plain", call=call), spell(share, **call)):
+                told = scores(one, gallery.draw(contender))
+                told = {name: round(value, 4) for name, value in told.items()}
+                table.add(**{"guidance scale": scale, "images": contender.method, **told})
+            keep(table)
+    if "recall" in table.rows[0]:
+        table.figures["curves"] = picture(table)
+    return table
+
+
+def picture(table: Table) -> bytes:
+    """Recall over precision, one curve without and one with SPELL."""
+    curves = {}
+    for method in ("plain", "SPELL"):
+        lines = [line for line in table.rows if line["images"] == method]
+        curves[method] = Curve([x["precision"] for x in lines], [x["recall"] for x in lines])
+    return panels({TITLE: curves}, {TITLE: ("precision", "recall")})

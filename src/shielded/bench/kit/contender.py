@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who takes part in a comparison: a method at one setting."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from shielded.guidance import Guidance
+
+__all__ = ["PLAIN", "Contender"]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """`make(unit)` gives the method for one condition, whose images are `unit` apart (median).
+
+    None is the model alone. `setting` are JSON values that tell it from the same method at
+    another, `call` are settings of the pipeline's call, `batch` how many images are made at once.
+    """
+
+    method: str
+    setting: Mapping[str, Any] = field(default_factory=dict)
+    make: Callable[[float], Guidance | None] = lambda unit: None
+    call: Mapping[str, Any] = field(default_factory=dict)
+    batch: int = 16
+
+    @property
+    def key(self) -> str:
+        """What its images are kept under."""
+        return json.dumps([self.method, self.setting, self.call, self.batch], sort_keys=True)
+
+    @property
+    def title(self) -> str:
+        """For a row of a table."""
+        said = ", ".join(f"{name} {value}" for name, value in self.setting.items())
+        return f"{self.method}, {said}" if said else self.method
+
+
+PLAIN = Contender("plain")

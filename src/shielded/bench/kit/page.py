@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page of results, put together from the tables in a folder and what was read out of them.
+
+    python -m shielded.bench.kit.page docs/results
+
+writes docs/results.md: for each bench what it asks, its command, a reading (NAME.reading.md, by
+hand), the table and its figures.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from pathlib import Path
+
+__all__ = ["ORDER", "page"]
+
+ORDER = (
+    "diversity",
+    "sprites",
+    "radius",
+    "pareto",
+    "guidance",
+    "sparsity",
+    "one_by_one",
+    "grid",
+    "overlap",
+    "prediction",
+    "dpp",
+    "takedown",
+    "protection",
+    "protected",
+    "set_size",
+    "scale",
+    "overhead",
+)
+HEAD = """# Results
+
+This page is generated from the tables beside it (`python -m shielded.bench.kit.page docs/results`).
+Every table comes from one command, `shielded bench NAME`, which writes it as Markdown, CSV and JSON
+with its figures into a folder (`--out`). `--smoke` runs a size that ends in seconds; the tests run
+all of them that way. The machine and the versions stand under each table.
+"""
+
+
+def page(folder: Path) -> str:
+    """The text of the page for the tables NAME.md in `folder`."""
+    found = [name for name in ORDER if (folder / f"{name}.md").exists()]
+    return "\n".join([HEAD, *(_section(folder, name) for name in found)])
+
+
+def _section(folder: Path, name: str) -> str:
+    asks = (import_module(f"shielded.bench.{name}").__doc__ or "").strip()
+    first, _, rest = asks.partition("\n")
+    command = f"    shielded bench {name.replace('_', '-')}"
+    reading = folder / f"{name}.reading.md"
+    told = reading.read_text(encoding="utf-8").strip("\n") if reading.exists() else command
+    if command not in told:
+        told = f"{command}\n\n{told}"
+    table = (folder / f"{name}.md").read_text(encoding="utf-8").strip()
+    table = table.replace(f"]({name}-", f"]({folder.name}/{name}-")
+    parts = [f"## {first.rstrip('.')}", *([rest.strip()] if rest else []), told, table]
+    return "\n\n".join(parts) + "\n"
+
+
+if __name__ == "__main__":
+    into = Path(sys.argv[1])
+    into.with_suffix(".md").write_text(page(into), encoding="utf-8")

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plots of results, in the dress of the reports."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from shielded.report.trace_plot import LIGHT, calm
+
+__all__ = ["Curve", "panels"]
+
+COLOURS = ("#ff8c00", "#2f6f9f", "#5a9a5a", "#8a63a8", "#b5534c", "#4d4d52", "#c2a33a", "#4aa6a6")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Points (x, y) of one method, joined in their order; `loose` ones are not joined."""
+
+    x: Sequence[float]
+    y: Sequence[float]
+    loose: bool = False
+
+
+def panels(
+    charts: Mapping[str, Mapping[str, Curve]],
+    labels: Mapping[str, tuple[str, str]],
+) -> bytes:
+    """PNG of charts side by side: title -> {method: curve}, and the names of each one's axes."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.6 * len(charts), 4.0), dpi=130, facecolor=LIGHT.paper)
+    FigureCanvasAgg(figure)
+    methods = list(dict.fromkeys(name for chart in charts.values() for name in chart))
+    colour = {name: COLOURS[k % len(COLOURS)] for k, name in enumerate(methods)}
+    grid = figure.subplots(1, len(charts), squeeze=False)[0]
+    for axes, (title, chart) in zip(grid, charts.items(), strict=True):
+        for name, curve in chart.items():
+            line = "" if curve.loose else "-"
+            axes.plot(
+                curve.x,
+                curve.y,
+                line,
+                marker="o",
+                markersize=4,
+                linewidth=1.4,
+                color=colour[name],
+                label=name,
+            )
+        axes.set_title(title, loc="left", color=LIGHT.ink, fontsize=11)
+        axes.set_xlabel(labels[title][0], color=LIGHT.ink, fontsize=9)
+        axes.set_ylabel(labels[title][1], color=LIGHT.ink, fontsize=9)
+        calm(axes, LIGHT)
+    if len(methods) > 1:
+        grid[-1].legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.02, 0.5))
+    figure.tight_layout()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", bbox_inches="tight", pad_inches=0.2)
+    return buffer.getvalue()

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is measured: a model, what it is asked for, and what its images are held against."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shielded.bench.kit.reference import Reference
+from shielded.errors import BadInput
+from shielded.metrics import SmallNet, class_score
+from shielded.models import load, prompts
+from shielded.spaces.decode import decode
+
+__all__ = ["Subject", "subject"]
+
+Extractor = Callable[[Tensor], Tensor]
+
+
+@dataclass
+class Subject:
+    """A pipeline, its conditions (prompts or names of classes), and features of its images.
+
+    `call` are settings of the pipeline's call, `real` what it is held against, if anything.
+    `by_condition` tells that metrics are taken for each condition and averaged, as in the paper;
+    where there are too few real images of each, they are taken over all at once.
+    """
+
+    name: str
+    pipe: Any
+    conditions: Sequence[str]
+    extract: Extractor
+    real: Reference | None = None
+    by_condition: bool = True
+    call: dict[str, Any] = field(default_factory=dict)
+    agreement: Callable[[Tensor, str], float] | None = None  # pictures, what was asked for: 0 to 1
+
+    def look(self, latents: Tensor) -> Tensor:
+        """The pictures (N, C, H, W) uint8 that latents decode to."""
+        parts = [decode(self.pipe, part) for part in latents.split(16)]
+        return ((torch.cat(parts) / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+
+    def features(self, pictures: Tensor) -> Tensor:
+        """(N, F) of pictures (N, C, H, W) uint8."""
+        return torch.cat([self.extract(x.float() / 127.5 - 1) for x in pictures.split(256)])
+
+
+def subject(
+    model: str,
+    data: Path | None = None,
+    conditions: Sequence[str] | None = None,
+    pipe: Any = None,
+    extract: Extractor | None = None,
+    **call: Any,
+) -> Subject:
+    """A bundled model by its name, or `model` as the name of `pipe`.
+
+    `data` is a JSON file {condition: [files of real images]}; without it bundled models are held
+    against the features of real images that come with them, others against nothing.
+    """
+    real = None
+    if data is not None:
+        text = json.loads(data.read_text(encoding="utf-8"))
+        if not isinstance(text, dict):
+            raise BadInput(f"{data} must hold one JSON object: condition -> files of real images.")
+        conditions = list(text) if conditions is None else conditions
+    if pipe is None:
+        pipe = load(model)
+        pipe.set_progress_bar_config(disable=True)
+        extract = extract or SmallNet(model.removeprefix("tiny-"))
+        conditions = conditions or prompts(model)["bench"]
+        real = Reference.bundled(model) if data is None else None
+    if extract is None or not conditions:
+        raise BadInput("another model needs conditions (--data) and features (--features).")
+    made = Subject(model, pipe, tuple(conditions), extract, real, call=call)
+    if data is not None:
+        made.real = Reference.of_files(text, data.parent, made.features)
+    made.by_condition = made.real is not None and made.real.by_condition
+    if isinstance(extract, SmallNet) and set(made.conditions) <= set(extract.classes):
+        made.agreement = _told_by(extract)
+    return made
+
+
+def _told_by(net: SmallNet) -> Callable[[Tensor, str], float]:
+    """How probable a classifier thinks it that pictures show what was asked for."""
+
+    def agreement(pictures: Tensor, condition: str) -> float:
+        classes = torch.full((len(pictures),), net.classes.index(condition))
+        return class_score(net.probabilities(pictures.float() / 127.5 - 1), classes)
+
+    return agreement

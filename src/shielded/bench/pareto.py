@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Figure 4: diversity against quality in three planes, for SPELL and its rivals."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from shielded.bench.diversity import spell
+from shielded.bench.kit.contender import PLAIN, Contender
+from shielded.bench.kit.gallery import Gallery
+from shielded.bench.kit.plot import Curve, panels
+from shielded.bench.kit.scores import FIDELITY, scores
+from shielded.bench.kit.subject import Subject, subject
+from shielded.bench.kit.table import Table
+from shielded.methods import (
+    CADS,
+    GenerateAndDiscard,
+    IntervalGuidance,
+    LowerGuidance,
+    ParticleGuidance,
+)
+from shielded.shields import Shields
+
+IMAGES = 32
+PLANES = {
+    "Recall and precision": ("precision", "recall"),
+    "Coverage and density": ("density", "coverage"),
+    "Vendi score and agreement": (FIDELITY, "vendi"),
+}
+RADII = (0.6, 0.8, 0.9, 1.0, 1.1, 1.2)
+LAMS = (1.0, 1.6)
+INTERVALS = ((0.05, 1.0), (0.05, 2.0), (0.05, 5.0), (0.2, 2.0), (0.2, 5.0), (0.5, 5.0))
+ANNEALED = ((0.6, 0.9, 0.1), (0.6, 0.9, 0.25), (0.5, 0.9, 0.5), (0.3, 0.8, 0.25), (0.3, 0.8, 1.0))
+STRENGTHS = (10.0, 30.0, 60.0, 120.0, 240.0)
+WEIGHTS = (0.75, 0.5, 0.25, 0.1, 0.0)
+DISCARDED = ((0.6, 4), (0.8, 4), (1.0, 4), (1.0, 8))
+
+
+def contenders() -> Iterator[Contender]:
+    """Every method at every setting."""
+    yield PLAIN
+    for lam in LAMS:
+        yield from (spell(share, lam) for share in RADII)
+    for share in WEIGHTS:
+        yield _of("lower guidance", {"share": share}, lambda unit, s=share: LowerGuidance(s))
+    for low, high in INTERVALS:
+        setting = {"low": low, "high": high}
+        yield _of("interval guidance", setting, lambda unit, a=setting: IntervalGuidance(**a))
+    for tau1, tau2, noise in ANNEALED:
+        setting = {"tau1": tau1, "tau2": tau2, "noise_scale": noise}
+        yield _of("CADS", setting, lambda unit, a=setting: CADS(**a))
+    for strength in STRENGTHS:
+        setting = {"strength": strength}
+        yield _of("particle guidance", setting, lambda unit, s=strength: ParticleGuidance(s))
+    for share, most in DISCARDED:
+
+        def make(unit: float, share: float = share, most: int = most) -> GenerateAndDiscard:
+            shields = Shields.batch() + Shields.history()
+            return GenerateAndDiscard(shields, share * unit, most=most)
+
+        yield _of("generate and discard", {"radius": share, "most": most}, make)
+
+
+def _of(method: str, setting: dict[str, Any], make: Callable[[float], Any]) -> Contender:
+    return Contender(method, setting, make)
+
+
+def run(
+    smoke: bool = False,
+    progress: Callable[[str], None] = lambda text: None,
+    keep: Callable[[Table], None] = lambda table: None,
+    work: Path | None = None,
+    images: int = IMAGES,
+    model: str = "tiny-fashion",
+    one: Subject | None = None,
+    entered: Sequence[Contender] | None = None,
+) -> Table:
+    """`images` of each condition by every contender, from the same seeds.
+
+    A row is on the front of its plane if no other is better in both of the plane's scores.
+    """
+    one = one or subject(model, **({"num_inference_steps": 4} if smoke else {}))
+    entered = list(contenders()) if entered is None else entered
+    if smoke:
+        images, one.conditions = 8, one.conditions[:2]
+        first: dict[str, Contender] = {}
+        for contender in entered:
+            first.setdefault(contender.method, contender)
+        entered = list(first.values())
+    table = Table("pareto", f"{one.name}: diversity against quality, {images} of each condition")
+    table.notes.append(
+        "Evaluations: calls of the network for each image. Front: planes in which no"
+    )
+    table.notes.append("other row is better in both scores (1 recall and precision, 2 coverage and")
+    table.notes.append("density, 3 Vendi score and agreement with what was asked for).")
+    with tempfile.TemporaryDirectory() if work is None else nullcontext(work) as folder:
+        gallery = Gallery(one, images, Path(folder), progress)
+        for contender in entered:
+            drawn = gallery.draw(contender)
+            told = {name: round(value, 4) for name, value in scores(one, drawn).items()}
+            setting = ", ".join(f"{name} {value}" for name, value in contender.setting.items())
+            cost = {"evaluations": round(drawn.each, 1)}
+            table.add(method=contender.method, setting=setting, **told, **cost)
+            keep(table)
+    marked(table.rows)
+    table.figures["fronts"] = picture(table)
+    return table
+
+
+def marked(rows: list[dict[str, Any]]) -> None:
+    """Note in each row the planes on whose front it is."""
+    for row in rows:
+        row["front"] = ""
+    for number, axes in enumerate(PLANES.values(), 1):
+        for row in rows:
+            if all(axis in row for axis in axes) and not _beaten(row, rows, axes):
+                row["front"] = f"{row['front']} {number}".strip()
+
+
+def _beaten(row: dict[str, Any], rows: list[dict[str, Any]], axes: tuple[str, str]) -> bool:
+    """Whether another row is at least as good in both scores and better in one."""
+    own = [row[axis] for axis in axes]
+    for other in rows:
+        theirs = [other[axis] for axis in axes]
+        if theirs != own and all(a >= b for a, b in zip(theirs, own, strict=True)):
+            return True
+    return False
+
+
+def picture(table: Table) -> bytes:
+    """The three planes: quality to the right, diversity up."""
+    charts: dict[str, dict[str, Curve]] = {}
+    for title, (x, y) in PLANES.items():
+        lines = [line for line in table.rows if x in line and y in line]
+        if lines:
+            charts[title] = {}
+            for method in dict.fromkeys(line["method"] for line in lines):
+                own = sorted((line[x], line[y]) for line in lines if line["method"] == method)
+                charts[title][method] = Curve([a for a, _ in own], [b for _, b in own])
+    return panels(charts, PLANES)

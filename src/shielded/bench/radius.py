@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Figure 3: what the radius does, at 16 values from 0 to twice the median distance."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from shielded.bench.diversity import spell
+from shielded.bench.kit.contender import PLAIN, Contender
+from shielded.bench.kit.gallery import Drawn, Gallery
+from shielded.bench.kit.plot import Curve, panels
+from shielded.bench.kit.scores import scores
+from shielded.bench.kit.subject import Subject, subject
+from shielded.bench.kit.table import Table
+
+GRID = 16
+IMAGES = 64
+SHOWN = ("recall", "vendi", "precision", "coverage", "density", "frechet")
+
+
+def run(
+    smoke: bool = False,
+    progress: Callable[[str], None] = lambda text: None,
+    keep: Callable[[Table], None] = lambda table: None,
+    work: Path | None = None,
+    images: int = IMAGES,
+    model: str = "tiny-fashion",
+    one: Subject | None = None,
+) -> Table:
+    """`images` of each condition at each radius, from the same seeds; the radius is a share of
+    the median distance between plain images of the condition (Appendix D)."""
+    steps = {"num_inference_steps": 4} if smoke else {}
+    one = one or subject(model, **steps)
+    shares = [2 * k / (GRID - 1) for k in range(1, GRID)]
+    if smoke:
+        images, one.conditions, shares = 8, one.conditions[:2], [0.8, 1.6]
+    table = Table("radius", f"{one.name}: SPELL by its radius, {images} images of each condition")
+    table.notes.append("Radius: a share of the median distance of a plain batch. 0 is the model.")
+    with tempfile.TemporaryDirectory() if work is None else nullcontext(work) as folder:
+        gallery = Gallery(one, images, Path(folder), progress)
+        for share in [0.0, *shares]:
+            contender = spell(round(share, 4)) if share else PLAIN
+            table.add(**row(one, contender, gallery.draw(contender), round(share, 4)))
+            keep(table)
+    table.figures["curves"] = picture(table)
+    return table
+
+
+def row(one: Subject, contender: Contender, drawn: Drawn, share: float) -> dict[str, Any]:
+    """The scores at one radius, and how often SPELL moved an image at all."""
+    moved = drawn.ratio.gt(0).any(-1).double().mean() if contender is not PLAIN else 0.0
+    told = {name: round(value, 4) for name, value in scores(one, drawn).items()}
+    return {"radius": share, **told, "moved": f"{100 * float(moved):.0f}%"}
+
+
+def picture(table: Table) -> bytes:
+    """Each score over the radius, as a share of the plain model's."""
+    shares = [line["radius"] for line in table.rows]
+    curves = {
+        name: Curve(shares, [line[name] / table.rows[0][name] for line in table.rows])
+        for name in SHOWN
+        if table.rows[0].get(name)
+    }
+    title = "Scores over the radius"
+    return panels({title: curves}, {title: ("radius / median distance", "score / plain score")})

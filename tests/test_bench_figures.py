@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benches of the paper's tables and figures: their parts in closed form, their smoke sizes."""
+
+import json
+import math
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from shielded.bench import (
+    diversity,
+    dpp,
+    grid,
+    guidance,
+    one_by_one,
+    pareto,
+    prediction,
+    protection,
+    radius,
+    set_size,
+    sparsity,
+)
+from shielded.bench.kit import kdpp, paper
+from shielded.bench.kit.contender import PLAIN
+from shielded.bench.kit.gallery import Gallery
+from shielded.bench.kit.reference import Reference
+from shielded.bench.kit.scores import scores, spread
+from shielded.bench.kit.subject import Subject, subject
+from shielded.errors import BadInput
+from shielded.metrics import Pixels
+from shielded.models import load
+
+CONDITIONS = ("book", "sword")
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    pipe = load("tiny-sprites")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture
+def one(pipe):
+    """tiny-sprites at few steps, held against made features of two conditions."""
+    draw = torch.Generator().manual_seed(0)
+    some = torch.randn(3072, 16, generator=draw) / 16
+
+    def extract(images):
+        return Pixels()(images) @ some
+
+    shown = [c for c in CONDITIONS for _ in range(12)]
+    real = Reference(extract(torch.rand(24, 3, 32, 32, generator=draw)), shown)
+    call = {"num_inference_steps": 3}
+    return Subject("tiny-sprites", pipe, CONDITIONS, extract, real, call=call)
+
+
+# Determinantal processes
+
+
+def test_a_k_dpp_draws_subsets_as_their_determinants_say():
+    draw = torch.Generator().manual_seed(1)
+    x = torch.randn(5, 3, generator=draw)
+    likeness = kdpp.kernel(x)
+    subsets = list(combinations(range(5), 2))
+    chance = torch.tensor([float(torch.linalg.det(likeness[list(s)][:, list(s)])) for s in subsets])
+    chance = (chance / chance.sum()).double()
+    count = 4000
+    seen = dict.fromkeys(subsets, 0)
+    for _ in range(count):
+        seen[tuple(sorted(kdpp.sample(likeness, 2, draw).tolist()))] += 1
+    found = torch.tensor([seen[s] / count for s in subsets]).double()
+    off = (found - chance) / (chance * (1 - chance) / count).sqrt()
+    assert float(off.abs().max()) < 4.5
+
+
+def test_a_k_dpp_takes_all_of_k_points_and_never_equals():
+    x = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    draw = torch.Generator().manual_seed(0)
+    assert sorted(kdpp.sample(kdpp.kernel(x), 6, draw).tolist()) == list(range(6))
+    twice = torch.cat([x, x])
+    for _ in range(50):
+        some = kdpp.sample(kdpp.kernel(twice), 4, draw) % 6
+        assert len(some.unique()) == 4
+    with pytest.raises(BadInput, match="draw more"):
+        kdpp.sample(kdpp.kernel(x), 7, draw)
+
+
+def test_the_greedy_choice_makes_each_determinant_largest():
+    likeness = kdpp.kernel(torch.randn(9, 3, generator=torch.Generator().manual_seed(2)))
+    found = kdpp.best(likeness, 5).tolist()
+    for k in range(1, 5):
+        dets = {}
+        for other in set(range(9)) - set(found[:k]):
+            rows = [*found[:k], other]
+            dets[other] = float(torch.linalg.det(likeness[rows][:, rows]))
+        assert max(dets, key=dets.__getitem__) == found[k]
+
+
+# Parts
+
+
+def test_the_papers_table_says_what_its_text_says():
+    """The rises of SD3's Vendi score that section 4.2 names; EDMv2's share in Table 2."""
+    vendi = paper.COLUMNS.index("vendi")
+    for model, rise in (("SD3-Medium", 0.26), ("SD3-Medium-Class", 0.37)):
+        before, after = (row[vendi][0] for row in paper.TABLE_1[model])
+        assert after / before - 1 == pytest.approx(rise, abs=0.01)
+    assert paper.TABLE_2[0][1] == pytest.approx(0.076)
+    assert paper.TABLE_2[-1][-1] / paper.TABLE_2[0][-1] == pytest.approx(5.6, abs=0.05)
+    assert all(len(way) == len(paper.COLUMNS) for ways in paper.TABLE_1.values() for way in ways)
+
+
+def test_front_rows_are_those_that_none_beats():
+    draw = np.random.default_rng(0)
+    names = sorted({axis for axes in pareto.PLANES.values() for axis in axes})
+    rows = [
+        dict.fromkeys(names, 0.0) | {n: float(draw.integers(6)) for n in names} for _ in range(30)
+    ]
+    pareto.marked(rows)
+    for number, axes in enumerate(pareto.PLANES.values(), 1):
+        points = {tuple(row[a] for a in axes) for row in rows}
+        for row in rows:
+            x, y = (row[a] for a in axes)
+            beaten = any((u > x and v >= y) or (u >= x and v > y) for u, v in points)
+            assert (str(number) in row["front"].split()) is not beaten
+
+
+def test_what_x0_foretells():
+    """Two images end on each other, a third far away; halfway all three are together."""
+    image = torch.tensor([[0.0, 0], [0, 1], [10, 0], [0, 10]]).double()
+    x0 = torch.stack([image * 0, image])
+    error, seen, right, ends = prediction.follow(x0, image)
+    assert seen.tolist() == [6, 1]
+    assert right.tolist() == [1, 1]
+    assert ends.tolist() == [1, 1]
+    unit = torch.pdist(image).median()
+    assert error.tolist() == pytest.approx([float(image.norm(dim=1).mean() / unit), 0])
+
+
+def test_a_row_of_sparsity():
+    ratio = torch.tensor([[0.5, 0.02, 0, 0], [0.1, 0, 0.1, 0], [0, 0, 0, 0], [0, 0, 0, 0.2]])
+    level = torch.tensor([1.0, 0.7, 0.4, 0.1]).double()
+    told = sparsity.row(ratio, level)
+    assert told["ever moved"] == "75%"
+    assert told["from level 0.5 on"] == "50%"  # the second and the last image
+    assert told["at the last call"] == "25%"
+    assert told["stopped for good"] == "67%"  # the second stops and begins again
+    assert told["largest"] == pytest.approx(0.5)
+    assert told["below 5%"] == "20%"
+
+
+def test_spread():
+    told = spread([{"a": 1.0}, {"a": 3.0}])
+    assert told["a"] == (2, pytest.approx(math.sqrt(2)))
+    assert spread([{"a": 1.0}])["a"] == (1, 0)
+
+
+def test_real_images_from_files(tmp_path):
+    for name, level in (("a.png", 0), ("b.png", 255)):
+        Image.new("RGB", (4, 4), (level,) * 3).save(tmp_path / name)
+    (tmp_path / "real.json").write_text(json.dumps({"black": ["a.png"], "white": ["b.png"]}))
+    made = subject("any", tmp_path / "real.json", pipe=object(), extract=Pixels())
+    assert made.conditions == ("black", "white")
+    assert made.by_condition
+    assert made.real.features.mean(1).tolist() == [1, 0]  # ink
+    assert made.real.of(["white"]).features.shape == (1, 48)
+    (tmp_path / "real.json").write_text(json.dumps({"black": ["c.png"]}))
+    with pytest.raises(BadInput, match="no file"):
+        subject("any", tmp_path / "real.json", pipe=object(), extract=Pixels())
+    (tmp_path / "real.json").write_text("[]")
+    with pytest.raises(BadInput, match="JSON object"):
+        subject("any", tmp_path / "real.json", pipe=object(), extract=Pixels())
+
+
+# The gallery
+
+
+def test_the_gallery_draws_once_and_shields_nothing_at_radius_0(one, tmp_path, monkeypatch):
+    gallery = Gallery(one, 4, tmp_path)
+    plain = gallery.draw(PLAIN)
+    assert plain.pictures.shape == (2, 4, 3, 32, 32)
+    assert plain.evaluations == 2 * 4 * 3 * 2  # conditions, images, steps, with and without prompt
+    assert (plain.unit > 0).all()
+    none = gallery.draw(diversity.spell(0.0))
+    assert torch.equal(none.pictures, plain.pictures)
+    assert not none.ratio.any()
+    far = gallery.draw(diversity.spell(0.9))
+    assert far.clear == 8
+    apart = [torch.pdist(x.double().flatten(1) / 127.5).min() for x in far.pictures]
+    assert all(d >= 0.9 * u * (1 - 1e-5) for d, u in zip(apart, far.unit, strict=True))
+    monkeypatch.setattr("shielded.bench.kit.gallery.draw", None)
+    again = Gallery(one, 4, tmp_path).draw(diversity.spell(0.9))
+    assert torch.equal(again.pictures, far.pictures)
+    assert again.seconds == far.seconds
+
+
+def test_scores_are_those_of_the_metrics(one, tmp_path):
+    drawn = Gallery(one, 8, tmp_path).draw(PLAIN)
+    told = scores(one, drawn)
+    assert {"recall", "vendi", "coverage", "precision", "density", "frechet"} <= set(told)
+    one.real = None
+    assert set(scores(one, drawn)) == {"vendi", "similarity"}
+
+
+# Smoke
+
+
+@pytest.mark.parametrize(
+    "bench", [radius, pareto, sparsity, one_by_one, guidance, prediction, dpp, grid]
+)
+def test_smoke(bench, one, tmp_path):
+    if bench is pareto:
+        one.agreement = lambda pictures, condition: float(pictures.float().mean()) / 255
+    table = bench.run(smoke=True, one=one)
+    assert table.rows
+    assert table.figures or bench is dpp
+    table.write(tmp_path)
+    for name in table.figures:
+        with Image.open(tmp_path / f"{table.name}-{name}.png") as picture:
+            assert min(picture.size) > 200
+    assert table.title in (tmp_path / f"{table.name}.md").read_text()
+
+
+def test_diversity_smoke(one):
+    table = diversity.run(smoke=True, subjects=[one])
+    plain, shielded, *papers = table.rows
+    assert plain["images"] == "plain"
+    vendi = [float(row["vendi"].split()[0]) for row in (plain, shielded)]
+    assert vendi[1] > vendi[0]
+    assert len(papers) == 12
+
+
+def test_protection_smoke(one):
+    pytest.importorskip("lance")
+    pytest.importorskip("faiss")
+    table = protection.run(smoke=True, one=one)
+    plain, *ways = [row for row in table.rows if "paper" not in row["search"]]
+    assert float(plain["inside"].rstrip("%")) > 0
+    assert [row["search"] for row in ways][-1] == "SPELL, exact screen"
+    assert ways[-1]["inside"] == "0.00%"
+    with pytest.raises(BadInput, match="--data"):
+        protection.run(one=one)
+
+
+def test_set_size_smoke(one):
+    pytest.importorskip("lance")
+    table = set_size.run(smoke=True, one=one)
+    assert [row["pictures"] for row in table.rows] == [4, 8]
+    assert all(row["own ms a batch"] > 0 for row in table.rows)
+    with pytest.raises(BadInput, match="--data"):
+        set_size.run(one=one)
