@@ -12,7 +12,7 @@ from safetensors import safe_open
 import shielded
 from shielded import models
 from shielded.errors import BadInput, UnknownModel
-from shielded.models.pipeline import TinyTextToImagePipeline
+from shielded.models.text_to_image import TinyTextToImagePipeline
 
 NAME = "tiny-sprites"
 FOLDER = models.available()[NAME]
@@ -44,8 +44,8 @@ def warnings_of(caplog, monkeypatch):
     root = logging.getLogger("shielded")
     monkeypatch.setattr(root, "propagate", True)
     # The command says each sentence once a process, and its tests may have run in this one.
-    monkeypatch.setattr(logging.getLogger("shielded.models.pipeline"), "filters", [])
-    caplog.set_level(logging.WARNING, "shielded.models.pipeline")
+    monkeypatch.setattr(logging.getLogger("shielded.models"), "filters", [])
+    caplog.set_level(logging.WARNING, "shielded.models")
     return lambda: [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
 
 
@@ -160,10 +160,13 @@ def test_save_and_load_again_is_bit_identical(pipe, tmp_path):
 
 
 def test_stock_diffusers_loads_the_folder_when_told_where_the_class_is():
-    from shielded.models import pipeline
+    from shielded.models import text_to_image
 
     again = diffusers.DiffusionPipeline.from_pretrained(
-        FOLDER, custom_pipeline=pipeline.__file__, local_files_only=True, trust_remote_code=True
+        FOLDER,
+        custom_pipeline=text_to_image.__file__,
+        local_files_only=True,
+        trust_remote_code=True,
     )
     assert type(again).__name__ == "TinyTextToImagePipeline"
     assert again.size == 32

@@ -18,7 +18,7 @@ import torch
 from batches import ANY_COLOUR, TURNS
 from data import hue_turned, load_tiles
 
-from shielded.models.pipeline import TinyTextToImagePipeline
+from shielded.models.text_to_image import TinyTextToImagePipeline
 
 
 def references(path: Path) -> torch.Tensor:

@@ -14,7 +14,7 @@ import torch
 from net import SETUPS, make_scheduler, make_text_encoder, make_tokenizer, make_unet
 from safetensors.torch import load_file
 
-from shielded.models.pipeline import TinyTextToImagePipeline
+from shielded.models.text_to_image import TinyTextToImagePipeline
 
 
 def pipeline_of(run: Path) -> TinyTextToImagePipeline:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw
 
-from shielded.models.pipeline import TinyTextToImagePipeline
+from shielded.models.text_to_image import TinyTextToImagePipeline
 
 LABEL = 110
 

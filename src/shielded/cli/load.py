@@ -141,7 +141,7 @@ def quiet() -> None:
     for package in (diffusers_logging, transformers_logging):
         package.set_verbosity_error()
         package.disable_progress_bar()
-    logging.getLogger("shielded.models.pipeline").addFilter(Once())
+    logging.getLogger("shielded.models").addFilter(Once())
 
 
 def warn_unknown_words(pipe: Any, prompts: tuple[str, ...]) -> None:

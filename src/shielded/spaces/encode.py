@@ -95,7 +95,9 @@ def _default_size(pipe: Any) -> tuple[int, int]:
 
 def channels(pipe: Any) -> int:
     """1 for a pixel model of grey images, else 3."""
-    return 1 if getattr(getattr(denoiser(pipe), "config", None), "in_channels", 3) == 1 else 3
+    # A network that sees patches has more channels than its pictures: its pipeline states theirs.
+    seen = getattr(getattr(denoiser(pipe), "config", None), "in_channels", 3)
+    return 1 if getattr(pipe, "image_channels", seen) == 1 else 3
 
 
 def _mode(encoded: Any) -> Tensor:
