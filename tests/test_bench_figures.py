@@ -30,7 +30,7 @@ from shielded.bench.kit.reference import Reference
 from shielded.bench.kit.scores import scores, spread
 from shielded.bench.kit.subject import Subject, subject
 from shielded.errors import BadInput
-from shielded.metrics import Pixels
+from shielded.metrics import Pixels, SmallNet
 from shielded.models import load
 
 CONDITIONS = ("book", "sword")
@@ -174,6 +174,18 @@ def test_real_images_from_files(tmp_path):
     (tmp_path / "real.json").write_text("[]")
     with pytest.raises(BadInput, match="JSON object"):
         subject("any", tmp_path / "real.json", pipe=object(), extract=Pixels())
+
+
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_bundled_references_are_of_the_bundled_network(split):
+    """Its own head must read from them what the pictures show."""
+    held, net = Reference.bundled("tiny-fashion", split), SmallNet("fashion")
+    told = net.net.head(held.features).argmax(1).tolist()
+    right = [net.classes[k] == shown for k, shown in zip(told, held.conditions, strict=True)]
+    assert sum(right) / len(right) > 0.85
+    assert len(set(held.conditions)) == 10
+    assert Reference.bundled("tiny-sprites").features.shape == (1957, 128)
+    assert Reference.bundled("no-such-model") is None
 
 
 # The gallery

@@ -38,7 +38,7 @@ def run(
     kept: int = KEPT,
 ) -> Table:
     """`kept` images of each condition: the first, chosen from `pool`, or made with shields."""
-    one = one or subject(model, **({"num_inference_steps": 4} if smoke else {}))
+    one = one or subject(model, steps=4 if smoke else None)
     if smoke:
         pool, kept, one.conditions = 16, 8, one.conditions[:2]
     table = Table("dpp", f"{one.name}: {kept} images of each condition, chosen or shielded")

@@ -48,7 +48,7 @@ def run(
     lams: Sequence[float] = LAMS,
 ) -> Table:
     """`images` of each condition at each radius (a share of the median distance), lam and way."""
-    one = one or subject(model, **({"num_inference_steps": 4} if smoke else {}))
+    one = one or subject(model, steps=4 if smoke else None)
     if smoke:
         images, one.conditions, shares, lams = 8, one.conditions[:2], (0.8,), (1.0, 1.6)
     table = Table(

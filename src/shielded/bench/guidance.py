@@ -32,7 +32,7 @@ def run(
     scales: Sequence[float] = SCALES,
 ) -> Table:
     """`images` of each condition at each guidance scale, the same seeds without and with SPELL."""
-    one = one or subject(model, **({"num_inference_steps": 4} if smoke else {}))
+    one = one or subject(model, steps=4 if smoke else None)
     if smoke:
         images, one.conditions, scales = 8, one.conditions[:2], (1.0, 4.0)
     share = SHARES.get(one.name, 1.0)

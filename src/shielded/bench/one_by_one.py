@@ -32,7 +32,7 @@ def run(
     images: int = IMAGES,
 ) -> Table:
     """The first conditions of a model: which images were changed, and how near the nearest is."""
-    one = one or subject(model, **({"num_inference_steps": 4} if smoke else {}))
+    one = one or subject(model, steps=4 if smoke else None)
     images, conditions = (4, one.conditions[:1]) if smoke else (images, one.conditions[:3])
     table = Table(
         "one_by_one", f"{one.name}: {images} images one by one, each away from all before"

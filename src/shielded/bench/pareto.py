@@ -52,7 +52,7 @@ def contenders() -> Iterator[Contender]:
         yield _of("interval guidance", setting, lambda unit, a=setting: IntervalGuidance(**a))
     for tau1, tau2, noise in ANNEALED:
         setting = {"tau1": tau1, "tau2": tau2, "noise_scale": noise}
-        yield _of("CADS", setting, lambda unit, a=setting: CADS(**a))
+        yield _of("CADS", setting, lambda unit, a=(tau1, tau2, noise): CADS(*a))
     for strength in STRENGTHS:
         setting = {"strength": strength}
         yield _of("particle guidance", setting, lambda unit, s=strength: ParticleGuidance(s))
@@ -83,7 +83,7 @@ def run(
 
     A row is on the front of its plane if no other is better in both of the plane's scores.
     """
-    one = one or subject(model, **({"num_inference_steps": 4} if smoke else {}))
+    one = one or subject(model, steps=4 if smoke else None)
     entered = list(contenders()) if entered is None else entered
     if smoke:
         images, one.conditions = 8, one.conditions[:2]

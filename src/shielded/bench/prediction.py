@@ -44,7 +44,7 @@ def run(
     batch: int = BATCH,
 ) -> Table:
     """A plain batch of each condition; a pair is inside if it ends closer than the radius."""
-    one = one or subject(model, **({"num_inference_steps": 4} if smoke else {}))
+    one = one or subject(model, steps=4 if smoke else None)
     if smoke:
         batch, one.conditions = 8, one.conditions[:2]
     parts = []

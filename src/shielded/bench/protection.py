@@ -50,7 +50,7 @@ def run(
     smoke size does without and protects pictures of the model's own. Faiss searches as the paper
     runs them: no last word on the finished image.
     """
-    one = one or subject(model, **({"num_inference_steps": 4} if smoke else {}))
+    one = one or subject(model, steps=4 if smoke else None)
     if not isinstance(space_of(one.pipe), Pixels):
         raise BadInput("this bench measures models that work on pixels: take tiny-fashion.")
     if data is None and not smoke:

@@ -33,8 +33,7 @@ def run(
 ) -> Table:
     """`images` of each condition at each radius, from the same seeds; the radius is a share of
     the median distance between plain images of the condition (Appendix D)."""
-    steps = {"num_inference_steps": 4} if smoke else {}
-    one = one or subject(model, **steps)
+    one = one or subject(model, steps=4 if smoke else None)
     shares = [2 * k / (GRID - 1) for k in range(1, GRID)]
     if smoke:
         images, one.conditions, shares = 8, one.conditions[:2], [0.8, 1.6]

@@ -43,7 +43,7 @@ def run(
     """
     if data is None and not smoke:
         raise BadInput("give --data: the archive of pictures that the model was trained on.")
-    one = one or subject(model, **({"num_inference_steps": 4} if smoke else {}))
+    one = one or subject(model, steps=4 if smoke else None)
     batch = BATCH
     if smoke:
         batch, sizes, one.conditions = 4, (4, 8), one.conditions[:2]

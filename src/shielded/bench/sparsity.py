@@ -74,7 +74,7 @@ def run(
     one: Subject | None = None,
 ) -> Table:
     """Each set-up on every condition: shares of images moved over time, and how far."""
-    one = one or subject(model, **({"num_inference_steps": 4} if smoke else {}))
+    one = one or subject(model, steps=4 if smoke else None)
     setups = SETUPS
     if smoke:
         one.conditions, setups = one.conditions[:2], SETUPS[:2]

@@ -52,7 +52,7 @@ class Reference:
         names = bytes(held["classes"].tolist()).decode().split("\n") if "classes" in held else None
         labels = held.get(f"{split}_labels")
         shown = None if names is None or labels is None else [names[k] for k in labels.tolist()]
-        return cls(held[split].float(), shown)
+        return cls(held[split].float(), shown) if split in held else None
 
     @classmethod
     def of_files(

@@ -57,7 +57,7 @@ def subject(
     conditions: Sequence[str] | None = None,
     pipe: Any = None,
     extract: Extractor | None = None,
-    **call: Any,
+    steps: int | None = None,
 ) -> Subject:
     """A bundled model by its name, or `model` as the name of `pipe`.
 
@@ -78,6 +78,7 @@ def subject(
         real = Reference.bundled(model) if data is None else None
     if extract is None or not conditions:
         raise BadInput("another model needs conditions (--data) and features (--features).")
+    call = {} if steps is None else {"num_inference_steps": steps}
     made = Subject(model, pipe, tuple(conditions), extract, real, call=call)
     if data is not None:
         made.real = Reference.of_files(text, data.parent, made.features)
