@@ -174,6 +174,7 @@ class _DiscardRun(MethodRun):
         picks = draws.picks
         latents, groups = draws.samples(picks), tuple(draws.groups[c] for c in picks)
         self._last = Step(latents, latents, 1.0, 0.0, groups)
+        self.generation += 1  # what is kept counts as one of its own, without sampling calls
         Run.finish(self, latents)
         if picks == list(range(draws.sizes[0])):
             return results[0]
@@ -226,11 +227,16 @@ def _never() -> Tensor:
 
 
 def _each(arguments: dict[str, Any], count: int) -> tuple[str | None, int]:
-    """The argument that says how many images of each prompt there are, and that number."""
-    for name in COUNTS:
-        each = arguments.get(name)
-        if isinstance(each, int) and each > 0 and count % each == 0:
-            return name, each
+    """The argument that says how many images of each prompt there are, and that number.
+
+    None and 1 where something else is given image by image: then none can stand in for another.
+    """
+    own = (v for name, v in arguments.items() if name != "generator" and hasattr(v, "__len__"))
+    if not any(not isinstance(v, str | dict) and len(v) == count for v in own):
+        for name in COUNTS:
+            each = arguments.get(name)
+            if isinstance(each, int) and each > 0 and count % each == 0:
+                return name, each
     return None, 1
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from shielded.distances import squared_distances
 from shielded.errors import NotApplicable
 from shielded.landing import TOLERANCE, Landing
+from shielded.samplers.rows import remade
 
 __all__ = ["Draws", "assemble"]
 
@@ -121,7 +122,7 @@ def assemble(
                 return rows
             return torch.stack(rows) if isinstance(first, Tensor) else np.stack(rows)
         if isinstance(first, Mapping):
-            return type(first)(**{name: join([p[name] for p in parts]) for name in first})
+            return remade(first, {name: join([p[name] for p in parts]) for name in first})
         if isinstance(first, tuple):
             return tuple(join(same) for same in zip(*parts, strict=True))
         return first

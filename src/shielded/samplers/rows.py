@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["Rows", "blend", "copied"]
+__all__ = ["Rows", "blend", "copied", "remade"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,15 +76,22 @@ def blend(a: Any, b: Any, weight: float) -> Any:
     if isinstance(a, Tensor):
         return torch.lerp(a, b, weight)
     if isinstance(a, Mapping):
-        return type(a)(**{name: blend(part, b[name], weight) for name, part in a.items()})
+        return remade(a, {name: blend(part, b[name], weight) for name, part in a.items()})
     if isinstance(a, list | tuple):
         return type(a)(blend(x, y, weight) for x, y in zip(a, b, strict=True))
     return a
 
 
+def remade(value: Mapping[str, Any], parts: dict[str, Any]) -> Any:
+    """A mapping with other parts; the outputs of diffusers are dataclasses, too."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **parts)
+    return type(value)(**parts)
+
+
 def _inside(value: Any, change: Callable[[Any], Any]) -> Any:
-    if isinstance(value, Mapping):  # as are the outputs of diffusers, which are dataclasses too
-        return type(value)(**{name: change(part) for name, part in value.items()})
+    if isinstance(value, Mapping):
+        return remade(value, {name: change(part) for name, part in value.items()})
     if isinstance(value, list | tuple):
         return type(value)(change(part) for part in value)
     return value
