@@ -3,6 +3,7 @@
 
 import enum
 import re
+from functools import lru_cache
 
 
 class Domain(enum.StrEnum):
@@ -40,12 +41,16 @@ def domain(url: str, kind: Domain = Domain.site) -> str:
     return ".".join(labels[-3 if below else -2 :])
 
 
+@lru_cache(1024)  # the URLs of a caption are read once for each reading
 def host(url: str) -> str:
     """The server's name or address in lower case, without user, port and final dot.
 
     >>> host("http://user:secret@WWW.Example.com.:8080?a=/@b")
     'www.example.com'
     """
-    place = re.split(r"[/?#\\]", url.partition("://")[2], maxsplit=1)[0].rpartition("@")[2]
+    place = url.partition("://")[2]
+    for end in "/?#\\":
+        place = place.partition(end)[0]
+    place = place.rpartition("@")[2]
     name = place[: place.find("]") + 1] if place.startswith("[") else place.partition(":")[0]
     return name.lower().removesuffix(".")
