@@ -17,6 +17,7 @@ from shielded.metrics import (
     clip_score,
     closest_cosines,
     copy_rate,
+    copy_threshold,
     density_coverage,
     frechet,
     nearest_distances,
@@ -222,6 +223,24 @@ def test_copies_are_told_by_their_direction():
     assert place[[0, 1, 3]].tolist() == [0, 1, 0]
     assert copy_rate(made, references) == 0.75
     assert copy_rate(made, references, threshold=0.9) == 0.5
+
+
+def test_the_threshold_of_copies_keeps_its_precision():
+    originals = normal(60, 40)
+    altered = originals + 1.5 * normal(60, 40, seed=1)
+    cut = copy_threshold(altered, originals)
+    unit = [x / x.norm(dim=1, keepdim=True) for x in (altered, originals)]
+    cosines, own = unit[0] @ unit[1].T, torch.eye(60, dtype=torch.bool)
+
+    def precision(at):
+        return float(own[cosines > at].double().mean())
+
+    assert precision(cut) >= 0.9
+    assert all(precision(float(c) - 1e-9) < 0.9 for c in cosines[cosines < cut])
+    assert 0.3 < float((cosines.diagonal() > cut).double().mean()) < 1
+    assert copy_threshold(torch.eye(4), torch.eye(4)) == pytest.approx(0.5)
+    with pytest.raises(BadInput, match="other features"):
+        copy_threshold(torch.ones(5, 2), torch.ones(5, 2))
 
 
 def test_scores_of_what_was_asked_for():

@@ -4,6 +4,7 @@
 import os
 import subprocess
 import sys
+from unittest import mock
 
 import pytest
 import torch
@@ -68,9 +69,10 @@ def test_tiny_and_huge_features_lose_nothing(scale):
     st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=4, max_size=12),
     st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=12),
     st.integers(0, 9),
+    st.sampled_from([1, 30, 2**24]),
 )
-def test_pairs_within_are_all_there(points, centres, square):
-    """On a lattice, where equal distances are the rule."""
+def test_pairs_within_are_all_there(points, centres, square, tile):
+    """On a lattice, where equal distances are the rule; in tiles of any size."""
     x, z = torch.tensor(points).double(), torch.tensor(centres).double()
     truth = {
         (a, b)
@@ -83,7 +85,8 @@ def test_pairs_within_are_all_there(points, centres, square):
         within(x, z, reach.new_full((len(x),), -1), reach),
         within(x, z, reach[:1].expand(len(x)), reach.new_full((len(z),), -1)),
     ):
-        found = [(i[d2 <= square], j[d2 <= square]) for i, j, d2 in near]
+        with mock.patch.object(pairs, "TILE", tile):
+            found = [(i[d2 <= square], j[d2 <= square]) for i, j, d2 in near]
         listed = [pair for i, j in found for pair in zip(i.tolist(), j.tolist(), strict=True)]
         assert len(listed) == len(set(listed))
         assert set(listed) == truth

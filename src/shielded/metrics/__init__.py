@@ -11,6 +11,7 @@ from shielded.metrics.manifold import PRDC, density_coverage, prdc, precision_re
 from shielded.metrics.nearby import (
     closest_cosines,
     copy_rate,
+    copy_threshold,
     nearest_distances,
     share_inside,
     similarity,
@@ -36,6 +37,7 @@ __all__ = [
     "clip_score",
     "closest_cosines",
     "copy_rate",
+    "copy_threshold",
     "density_coverage",
     "frechet",
     "nearest_distances",

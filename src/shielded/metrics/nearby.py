@@ -61,9 +61,33 @@ def copy_rate(made: Tensor, references: Tensor, threshold: float = SSCD_COPY) ->
     """The share of made images (N, F) whose cosine to some reference (M, F) is above the threshold.
 
     Means what it says only on features whose cosines tell copies from mere likeness: those of
-    `SSCD`, for which the default is, or of a `SmallNet` with its own threshold.
+    `SSCD`, for which the default is, or others with a `copy_threshold` of their own.
     """
     return float((closest_cosines(made, references)[0] > threshold).double().mean())
+
+
+def copy_threshold(altered: Tensor, originals: Tensor, precision: float = 0.9) -> float:
+    """The lowest cosine above which that share of pairs are copies, for `copy_rate`.
+
+    Row i of `altered` (N, F) is a copy of row i of `originals` (N, F) that was changed as copies
+    are, by crops or colours; all other pairs are no copies. This is how SSCD's own was found.
+
+    Raises:
+        BadInput: where no cosine tells copies so well.
+    """
+    check(altered, originals)
+    if len(altered) != len(originals):
+        raise BadInput(f"{len(originals)} originals need one copy each, not {len(altered)}.")
+    cosines = directions(altered) @ directions(originals).T
+    values, order = cosines.flatten().sort(descending=True)
+    right = (order % (len(originals) + 1) == 0).double().cumsum(0)  # places on the diagonal
+    share = right / torch.arange(1, len(right) + 1, device=right.device)
+    below = torch.cat([values[1:], values.new_tensor([-2.0])])
+    good = ((share >= precision) & (below < values)).nonzero()
+    if not len(good):
+        raise BadInput("In no cosine of these features do copies show: use other features.")
+    last = int(good.max())
+    return float((values[last] + below[last]) / 2)
 
 
 def directions(x: Tensor) -> Tensor:
