@@ -14,7 +14,7 @@ from shielded.data.soft_labels import Group, filters
 FORMAT = 1
 SPLITS = ("validation", "test")
 BINS = ((4, 5), (6, 10), (11, 20), (21, 30), (31, 40), (41, 50), (51, 128))  # of Table 3
-SHARES = tuple(Fraction(tenths, 10) for tenths in range(3, 11))
+SHARES = tuple(Fraction(step, 20) for step in range(6, 21))  # from 0.3 to 1
 PAPER = {  # Section 4.1, Appendix E and Table 3 of arXiv 2410.06025
     "captions": {"validation": 554, "test": 5000},
     "images": {"test": 41596},
