@@ -4,11 +4,13 @@
 import json
 import math
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
 from shielded.bench import (
     diversity,
@@ -26,9 +28,11 @@ from shielded.bench import (
 from shielded.bench.kit import kdpp, paper
 from shielded.bench.kit.contender import PLAIN
 from shielded.bench.kit.gallery import Gallery
+from shielded.bench.kit.page import ORDER, page
 from shielded.bench.kit.reference import Reference
 from shielded.bench.kit.scores import scores, spread
 from shielded.bench.kit.subject import Subject, subject
+from shielded.cli.app import app
 from shielded.errors import BadInput
 from shielded.metrics import Pixels, SmallNet
 from shielded.models import load
@@ -238,7 +242,7 @@ def test_smoke(bench, one, tmp_path):
 
 
 def test_diversity_smoke(one):
-    table = diversity.run(smoke=True, subjects=[one])
+    table = diversity.run(smoke=True, one=one)
     plain, shielded, *papers = table.rows
     assert plain["images"] == "plain"
     vendi = [float(row["vendi"].split()[0]) for row in (plain, shielded)]
@@ -265,3 +269,45 @@ def test_set_size_smoke(one):
     assert all(row["own ms a batch"] > 0 for row in table.rows)
     with pytest.raises(BadInput, match="--data"):
         set_size.run(one=one)
+
+
+# The command
+
+
+def told(*words: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["bench", *words])
+    return result.exit_code, result.output
+
+
+def test_a_figure_by_command(tmp_path):
+    code, text = told("prediction", "--smoke", "--model", "tiny-sprites", "--out", str(tmp_path))
+    assert code == 0, text
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "prediction.md", "prediction.csv", "prediction.json", "prediction-curves.png"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["overlap", "--model", "tiny-sprites"], "belong to the figures"),
+        (["overlap", "--runs", "3"], "--runs belongs to `shielded bench diversity`"),
+        (["radius", "--data", "no-such-file.npz"], "--data belongs to"),
+        (["protection", "--data", "no-such-file.npz"], "no file"),
+        (["radius", "--model", "someone/some-model"], "--real"),
+        (["radius", "--model", "tiny-sprites", "--extractor", "eyes"], "no feature extractor"),
+        (["radius", "--model", "tiny-sprites", "--extractor", "resnet56"], "needs its weights"),
+    ],
+)
+def test_what_a_bench_is_not_told(words, says, tmp_path):
+    code, text = told(*words, "--smoke", "--out", str(tmp_path))
+    assert code == 2, text
+    assert says in " ".join(text.split())
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_page_of_results_is_what_its_tables_make():
+    results = Path(__file__).parents[1] / "docs" / "results"
+    assert results.with_suffix(".md").read_text(encoding="utf-8") == page(results)
+    asked = {file.stem for file in results.glob("*.json")}
+    assert asked <= set(ORDER)

@@ -20,7 +20,8 @@ from shielded.spell import Spell
 
 MODELS = ("tiny-fashion", "tiny-sprites")
 SHARES = {"tiny-fashion": 0.8, "tiny-sprites": 0.8}  # of the median distance
-RUNS, IMAGES = 5, 64
+RUNS = 5
+IMAGES = 640  # a run: shared out among the conditions
 
 
 def spell(share: float, overcompensation: float = 1.0, **call: Any) -> Contender:
@@ -39,28 +40,31 @@ def run(
     progress: Callable[[str], None] = lambda text: None,
     keep: Callable[[Table], None] = lambda table: None,
     work: Path | None = None,
-    images: int = IMAGES,
+    images: int | None = None,
     runs: int = RUNS,
-    subjects: list[Subject] | None = None,
+    one: Subject | None = None,
 ) -> Table:
     """`images` of each condition, `runs` times from other seeds; mean and deviation over runs.
 
-    `keep` gets the table after each model, what is drawn is kept in the folder `work`. `subjects`
-    are the bundled models by default.
+    `keep` gets the table after each model, what is drawn is kept in the folder `work`. `one`
+    is measured alone; by default both bundled models are.
     """
     images, runs = (8, 2) if smoke else (images, runs)
-    table = Table("diversity", f"The same seeds without and with SPELL, {images} images each")
+    table = Table("diversity", "The same seeds without and with SPELL")
     table.notes.append(f"Mean and standard deviation of {runs} runs. Radius: a share of the median")
     table.notes.append("distance of a plain batch; shields: the batch, and all images before it.")
     table.notes.append("Rows of the paper: 50,000 images of 256 x 256, on other features.")
     with tempfile.TemporaryDirectory() if work is None else nullcontext(work) as folder:
-        for name in MODELS if subjects is None else subjects:
-            one = subject(name, steps=4 if smoke else None) if isinstance(name, str) else name
+        for name in MODELS if one is None else (one.name,):
+            this = one or subject(name, steps=4 if smoke else None)
             if smoke:
-                one.conditions = one.conditions[:2]
-            gallery = Gallery(one, images, Path(folder), progress)
-            for contender in (PLAIN, spell(SHARES.get(one.name, 1.0))):
-                table.add(**row(one, contender, gallery, runs))
+                this.conditions = this.conditions[:2]
+            number = len(this.conditions)
+            count = images or max(2, IMAGES // number)
+            table.notes.append(f"{name}: {count} images of each of {number} conditions.")
+            gallery = Gallery(this, count, Path(folder), progress)
+            for contender in (PLAIN, spell(SHARES.get(name, 1.0))):
+                table.add(**row(this, contender, gallery, runs))
             keep(table)
     for line in papers():
         table.add(**line)

@@ -21,7 +21,8 @@ from shielded.spaces import space_of
 from shielded.spell import Spell
 
 IMAGES = 16
-SHARE = 0.9  # of the median distance of the plain images
+SHOWN = 3  # conditions
+SHARE = 0.75  # of the median distance of the plain images
 
 
 def run(
@@ -31,9 +32,11 @@ def run(
     one: Subject | None = None,
     images: int = IMAGES,
 ) -> Table:
-    """The first conditions of a model: which images were changed, and how near the nearest is."""
+    """Some conditions of a model: which images were changed, and how near the nearest is."""
     one = one or subject(model, steps=4 if smoke else None)
-    images, conditions = (4, one.conditions[:1]) if smoke else (images, one.conditions[:3])
+    count = 1 if smoke else SHOWN
+    images = 4 if smoke else images
+    conditions = one.conditions[:: max(1, len(one.conditions) // count)][:count]
     table = Table(
         "one_by_one", f"{one.name}: {images} images one by one, each away from all before"
     )

@@ -13,6 +13,8 @@ import typer
 
 from shielded.cli.guard import guarded
 
+DEFAULT = "tiny-fashion"
+
 
 class Name(enum.StrEnum):
     """The benches, one file each in `shielded.bench`."""
@@ -45,11 +47,26 @@ def bench(
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(help="Archive of training tiles (npz), for `sprites` and `protected`."),
+        typer.Option(
+            help="Archive of training pictures (npz), for `sprites`, `protected`, `protection` "
+            "and `set-size`."
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A bundled name, a folder or a hub id, for the figures.")
+    ] = None,
+    real: Annotated[
+        Path | None,
+        typer.Option(help="JSON file, condition -> files of real images, for --model."),
+    ] = None,
+    extractor: Annotated[
+        str | None, typer.Option(help="NAME or NAME:PATH of the features, for --model.")
     ] = None,
     images: Annotated[
-        int | None, typer.Option(min=1, help="Images a way, for `protected`: 5000.")
+        int | None,
+        typer.Option(min=1, help="Images of each condition; for `protected` in all: 5000."),
     ] = None,
+    runs: Annotated[int | None, typer.Option(min=1, help="Runs, for `diversity`: 5.")] = None,
     size: Annotated[
         int | None, typer.Option(min=1, help="Of the larger set, for `protected`: 200000.")
     ] = None,
@@ -57,7 +74,7 @@ def bench(
         int | None, typer.Option(min=1, help="Images at a time, for `protected`: 16.")
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Sampling steps, for `protected`: the model's own.")
+        int | None, typer.Option(min=1, help="Sampling steps: the model's own.")
     ] = None,
 ) -> None:
     """Measure one table of the documentation and print it as Markdown."""
@@ -65,16 +82,25 @@ def bench(
         "features": features,
         "data": data,
         "images": images,
+        "runs": runs,
         "size": size,
         "batch": batch,
         "steps": steps,
     }
     with guarded():
+        from shielded.cli.bench_subject import find_subject
         from shielded.cli.load import quiet
+        from shielded.errors import BadInput
 
         asked: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
         run = _bench(name)
         takes = _takes(run)
+        if "one" in takes and (model or real or extractor):
+            asked["one"] = find_subject(
+                model or DEFAULT, real, extractor, asked.pop("steps", 4 if smoke else None)
+            )
+        elif model or real or extractor:
+            raise BadInput("--model, --real and --extractor belong to the figures: leave them out.")
         _check(name, asked, takes)
         quiet()
         work = out / f"{name.value}.work"
