@@ -290,7 +290,7 @@ def test_a_figure_by_command(tmp_path):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["overlap", "--model", "tiny-sprites"], "belong to the figures"),
+        (["overlap", "--model", "tiny-sprites"], "has its own model"),
         (["overlap", "--runs", "3"], "--runs belongs to `shielded bench diversity`"),
         (["radius", "--data", "no-such-file.npz"], "--data belongs to"),
         (["protection", "--data", "no-such-file.npz"], "no file"),

@@ -16,6 +16,13 @@ from shielded.cli.guard import guarded
 DEFAULT = "tiny-fashion"
 
 
+class Split(enum.StrEnum):
+    """Which real images bundled models are held against."""
+
+    test = "test"
+    validation = "validation"
+
+
 class Name(enum.StrEnum):
     """The benches, one file each in `shielded.bench`."""
 
@@ -62,6 +69,10 @@ def bench(
     extractor: Annotated[
         str | None, typer.Option(help="NAME or NAME:PATH of the features, for --model.")
     ] = None,
+    split: Annotated[
+        Split | None,
+        typer.Option(help="Real images of a bundled model: test, or validation to choose by."),
+    ] = None,
     images: Annotated[
         int | None,
         typer.Option(min=1, help="Images of each condition; for `protected` in all: 5000."),
@@ -95,12 +106,15 @@ def bench(
         asked: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
         run = _bench(name)
         takes = _takes(run)
-        if "one" in takes and (model or real or extractor):
-            asked["one"] = find_subject(
-                model or DEFAULT, real, extractor, asked.pop("steps", 4 if smoke else None)
+        told = any(value is not None for value in (model, real, extractor, split))
+        if told and "one" not in takes:
+            raise BadInput(
+                f"{name.value} has its own model: leave --model and what goes with it out."
             )
-        elif model or real or extractor:
-            raise BadInput("--model, --real and --extractor belong to the figures: leave them out.")
+        if told or ("one" in takes and "steps" in asked):
+            few = asked.pop("steps", 4 if smoke else None)
+            held = (split or Split.test).value
+            asked["one"] = find_subject(model or DEFAULT, real, extractor, few, held)
         _check(name, asked, takes)
         quiet()
         work = out / f"{name.value}.work"

@@ -9,7 +9,13 @@ from shielded.errors import BadInput
 EXTRACTORS = ("pixels", "dinov2", "clip", "inception", "smallnet", "resnet56")
 
 
-def find_subject(model: str, real: Path | None, extractor: str | None, steps: int | None) -> Any:
+def find_subject(
+    model: str,
+    real: Path | None = None,
+    extractor: str | None = None,
+    steps: int | None = None,
+    split: str = "test",
+) -> Any:
     """A bundled model by its name, or any diffusers pipeline with its conditions and features.
 
     `real` is a JSON file {condition: [files of real images]}, `extractor` is NAME or NAME:PATH.
@@ -19,7 +25,7 @@ def find_subject(model: str, real: Path | None, extractor: str | None, steps: in
 
     extract = None if extractor is None else find_extractor(extractor)
     if model in available():
-        return subject(model, real, extract=extract, steps=steps)
+        return subject(model, real, extract=extract, steps=steps, split=split)
     if real is None or extract is None:
         raise BadInput(
             f"{model} comes without conditions and features: give --real (a JSON file, condition "

@@ -58,11 +58,13 @@ def subject(
     pipe: Any = None,
     extract: Extractor | None = None,
     steps: int | None = None,
+    split: str = "test",
 ) -> Subject:
     """A bundled model by its name, or `model` as the name of `pipe`.
 
     `data` is a JSON file {condition: [files of real images]}; without it bundled models are held
-    against the features of real images that come with them, others against nothing.
+    against the features of real images that come with them (of the `split` "test", or
+    "validation" to choose settings by), others against nothing.
     """
     real = None
     if data is not None:
@@ -75,7 +77,7 @@ def subject(
         pipe.set_progress_bar_config(disable=True)
         extract = extract or SmallNet(model.removeprefix("tiny-"))
         conditions = conditions or prompts(model)["bench"]
-        real = Reference.bundled(model) if data is None else None
+        real = Reference.bundled(model, split) if data is None else None
     if extract is None or not conditions:
         raise BadInput("another model needs conditions (--data) and features (--features).")
     call = {} if steps is None else {"num_inference_steps": steps}
