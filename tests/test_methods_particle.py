@@ -143,8 +143,10 @@ def test_images_end_further_apart(name):
     case = next(c for c in CASES if c.cls.startswith(name) and c.kind in ("epsilon", None))
     plain = sample(case.make(), blur(DATA), SHAPE)
     pipe = Pipe(case.make())
-    with ParticleGuidance(20.0).on(pipe):
+    with ParticleGuidance(20.0).on(pipe) as run:
         pushed = sample(pipe.scheduler, blur(DATA), SHAPE)
+    for record in run.trace.records:  # second evaluations of a step are pushed like the first
+        assert bool((record.delta > 0).all()) == (0.5 <= record.noise_level <= 0.99)
     near, far = (torch.pdist(x.flatten(1)) for x in (plain, pushed))
     assert float(far.min()) > 1.02 * float(near.min())
     assert float(far.mean()) > 1.02 * float(near.mean())
