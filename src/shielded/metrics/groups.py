@@ -42,7 +42,8 @@ def table_1(
     """Recall, Vendi score, coverage, precision, density and Frechet distance as SPELL takes them.
 
     The first five are measured for each class or prompt and averaged (section 4.1), the Frechet
-    distance over all images at once. The paper does not name the k of its balls.
+    distance over all images at once. The paper does not name the k of its balls; it has to be
+    smaller than every group.
     """
     found = by_group(lambda r, m: prdc(r, m, k), (real, real_groups), (made, made_groups))
     return {

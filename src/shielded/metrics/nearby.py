@@ -93,8 +93,8 @@ def copy_threshold(altered: Tensor, originals: Tensor, precision: float = 0.9) -
 def directions(x: Tensor) -> Tensor:
     """Every row over its length, float64; raises where a row has none."""
     check(x)
-    x = x.to(torch.float64)
-    length = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    unit = x.to(torch.float64, copy=True)
+    length = torch.linalg.vector_norm(unit, dim=1, keepdim=True)
     if not bool(length.all()):
         raise BadInput("An image whose features are all 0 has no direction: use other features.")
-    return x / length
+    return unit.div_(length)

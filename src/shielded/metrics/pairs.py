@@ -19,7 +19,6 @@ from shielded.errors import BadInput, NonFinite
 
 TILE = 2**24  # numbers in a tile of bounds, 64 MiB
 PART = 2**20  # numbers in a part of float64 differences, 8 MiB
-ROWS = 4096  # points made ready at a time
 LARGEST = 1e15  # squares of larger numbers may overflow in float32
 
 
@@ -73,12 +72,13 @@ def _tiles(x: Tensor, z: Tensor) -> Iterator[tuple[int, Tensor]]:
     the mean of z: rounding takes at most c (|x|^2 + |z|^2) from it.
     """
     origin = z.mean(0, dtype=torch.float64)
-    right = torch.empty(len(z), z.shape[1] + 2, device=z.device)
-    for rows, part in zip(right.split(ROWS), z.split(ROWS), strict=True):
+    some = max(1, TILE // z.shape[1])  # points made ready at a time
+    right = torch.empty(len(z), z.shape[1] + 2, dtype=torch.float32, device=z.device)
+    for rows, part in zip(right.split(some), z.split(some), strict=True):
         rows[:, :-2], rows[:, -1] = _rough(part, origin)
     right[:, :-2] *= -2
     right[:, -2] = 1
-    height = max(1, TILE // len(z))
+    height = max(1, min(some, TILE // len(z)))
     tile = right.new_empty(min(height, len(x)), len(z))
     left = right.new_ones(len(tile), right.shape[1])
     for start in range(0, len(x), height):

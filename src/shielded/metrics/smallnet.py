@@ -64,7 +64,7 @@ class SmallNet:
                 f"{self.channels}, {self.size}, {self.size}); these are {tuple(images.shape)}: "
                 "crop or resize them first."
             )
-        x = images.float()
+        x = images.to("cpu", torch.float32)
         if shape[0] == self.channels:
             return x
         return x.mean(1, keepdim=True) if self.channels == 1 else x.expand(-1, 3, -1, -1)
