@@ -6,6 +6,7 @@ import random
 from collections import Counter, defaultdict
 from dataclasses import replace
 from fractions import Fraction
+from hashlib import blake2b
 from urllib.parse import urlsplit
 
 import pytest
@@ -232,6 +233,8 @@ def test_the_split_is_the_papers_and_needs_no_order():
     split = splitter(groups_, 0)
     chosen = {caption for caption in captions if split(caption) == "validation"}
     assert len(chosen) == 554
+    by_hash = sorted(captions, key=lambda c: blake2b(f"0\0{c}".encode(), digest_size=16).digest())
+    assert chosen == set(by_hash[:554])
     again = splitter(reversed(groups_), 0)
     assert chosen == {caption for caption in captions if again(caption) == "validation"}
     other = splitter(groups_, 1)
@@ -264,6 +267,7 @@ def test_lines_that_are_no_rows_are_counted_and_named(tmp_path):
         11: (b"", "no tab"),
         12: (b"https://a.com/\t" + b"x" * (2 * LIMIT), "longer than 1 MiB"),
         13: (b"https://a.com/\t" + b"y" * (LIMIT - 15), "longer than 1 MiB"),
+        14: (b"url\tcaption", "no URL before the tab"),
     }
     fine = iter([*(f"{u}\t{c}\r".encode() for u, c in good[2:]), *[b"HTTP://a.com\tdog"] * 9])
     for number in range(4, 20):
