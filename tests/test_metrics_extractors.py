@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from shielded.errors import BadInput, MissingExtra, UnknownModel
-from shielded.metrics import CLIP, SSCD, Extractor, Inception, Pixels, SmallNet, clip_score
+from shielded.metrics import CLIP, Extractor, Inception, Pixels, SmallNet, clip_score
 from shielded.metrics.features import eight_bit
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -143,18 +143,6 @@ def test_clip_is_that_of_transformers(clip_folder):
     assert torch.allclose(unit, theirs.image_embeds, atol=2e-3)  # PIL rounds twice
     assert torch.allclose(texts / texts.norm(dim=1, keepdim=True), theirs.text_embeds, atol=1e-5)
     assert clip_score(images, texts) == pytest.approx(float(cosines.clamp(min=0).mean()), abs=2e-3)
-
-
-def test_sscd_files_are_run(tmp_path):
-    class Mean(torch.nn.Module):
-        def forward(self, x):
-            return torch.nn.functional.normalize(x.mean((2, 3)), dim=1)
-
-    torch.jit.trace(Mean(), torch.rand(1, 3, 320, 320)).save(str(tmp_path / "sscd.pt"))
-    grey = torch.full((2, 3, 40, 20), 0.0)
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    want = torch.nn.functional.normalize((128 / 255 - mean) / std, dim=0)
-    assert torch.allclose(SSCD(tmp_path / "sscd.pt")(grey), want.expand(2, 3), atol=1e-5)
 
 
 def test_inception_without_torch_fidelity_names_the_extra(monkeypatch):

@@ -16,7 +16,7 @@ from shielded.metrics.nearby import (
     share_inside,
     similarity,
 )
-from shielded.metrics.pretrained import CLIP, SSCD, DINOv2, Inception
+from shielded.metrics.pretrained import CLIP, DINOv2, Inception
 from shielded.metrics.scores import class_score, clip_score
 from shielded.metrics.smallnet import SmallNet
 from shielded.metrics.vendi import vendi
@@ -24,7 +24,6 @@ from shielded.metrics.vendi import vendi
 __all__ = [
     "CLIP",
     "PRDC",
-    "SSCD",
     "DINOv2",
     "Extractor",
     "Gaussian",

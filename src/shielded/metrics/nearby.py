@@ -61,7 +61,7 @@ def copy_rate(made: Tensor, references: Tensor, threshold: float = SSCD_COPY) ->
     """The share of made images (N, F) whose cosine to some reference (M, F) is above the threshold.
 
     Means what it says only on features whose cosines tell copies from mere likeness: those of
-    `SSCD`, for which the default is, or others with a `copy_threshold` of their own.
+    SSCD, for which the default is, or others with a `copy_threshold` of their own.
     """
     return float((closest_cosines(made, references)[0] > threshold).double().mean())
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Features of published networks, from a folder or a hub: DINOv2, CLIP, SSCD, Inception."""
+"""Features of published networks, from a folder or a hub: DINOv2, CLIP, Inception."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from shielded.errors import MissingExtra
+from shielded.errors import BadInput, MissingExtra
 from shielded.metrics.features import eight_bit
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -88,32 +88,11 @@ class CLIP:
         return self.net.visual_projection(self.net.vision_model(pixel_values=x).pooler_output)
 
 
-class SSCD:
-    """Descriptors in which cosines tell copies (Pizzi et al. 2022), for `copy_rate`.
-
-    `path` is a published TorchScript file, e.g. sscd_disc_mixup; 8-bit images resized to
-    320 x 320 (bilinear, antialiased), normalised as ImageNet's.
-    """
-
-    def __init__(self, path: str | Path, device: str = "cpu"):
-        self.name = "sscd"
-        self.device = torch.device(device)
-        self.net = torch.jit.load(str(path), map_location=self.device).eval()
-
-    @torch.no_grad()
-    def __call__(self, images: Tensor) -> Tensor:
-        """(N, 512), of length 1."""
-        return _batched(self._descriptor, images, self.device)
-
-    def _descriptor(self, x: Tensor) -> Tensor:
-        return self.net(_normalised(_resized(x, (320, 320), "bilinear"), *IMAGENET))
-
-
 class Inception:
     """The 2,048 features of the Inception that FID is defined by (Heusel et al. 2017).
 
     torch-fidelity's conversion of the 2015 network, resized as TensorFlow 1 did; without `path`
-    it fetches its own weights, else `path` is a safetensors or state-dict file of them.
+    it fetches its own weights, else `path` is a safetensors file of them.
     """
 
     def __init__(self, path: str | Path | None = None, device: str = "cpu"):
@@ -140,14 +119,14 @@ class Inception:
 
 
 def _reread(path: Path) -> io.BytesIO:
-    """A state dict as torch.save writes it, read without running any code in the file.
-
-    torch-fidelity unpickles whatever it is given: so it is given a copy of plain tensors.
-    """
+    """Weights from a safetensors file in the only form that torch-fidelity takes, in memory."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    safe = path.suffix == ".safetensors"
-    state = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise BadInput(f"{path} is no safetensors file of Inception's weights: {error}.") from error
     copy = io.BytesIO()
     torch.save(state, copy)
     copy.seek(0)
