@@ -4,8 +4,9 @@
     python evaluate.py --model FOLDER --data fashion_mnist.npz --images 10000 --guidance 1 1.5 2
 
 Features are those of `shielded.metrics.SmallNet("fashion")`, pictures of 8 bits, as many of each
-class. Prints one line a guidance scale, with precision, recall and how sure the classifier is of
-the class asked for. The floor is the training set's distance, with as many pictures.
+class. Prints one line a guidance scale, with precision, recall, how sure the classifier is of the
+class asked for, and the median distance |sample - training picture| to the nearest one (pixels in
+[-1, 1]). The floor is the training set's Frechet distance, with as many pictures.
 """
 
 from __future__ import annotations
@@ -21,11 +22,18 @@ import torch
 from data import NAMES, load
 from torch import Tensor
 
-from shielded.metrics import SmallNet, class_score, frechet, precision_recall
+from shielded.metrics import (
+    SmallNet,
+    class_score,
+    frechet,
+    nearest_distances,
+    precision_recall,
+)
 from shielded.models.class_to_image import TinyClassToImagePipeline
 from shielded.spaces import Pixels
 
 AT_ONCE = 250
+COMPARED = 1000  # pictures whose nearest training picture is looked for
 
 
 def parse() -> argparse.Namespace:
@@ -62,6 +70,11 @@ def drawn(pipe: Any, options: argparse.Namespace, scale: float) -> Tensor:
     return torch.cat(parts)
 
 
+def to_nearest(pictures: Tensor, known: Tensor) -> float:
+    """The median distance of pictures (N, 1, 28, 28) to the nearest of `known` (M, 1, 28, 28)."""
+    return float(nearest_distances(pictures[:COMPARED].flatten(1), known.flatten(1)).median())
+
+
 def main() -> None:
     """Measure."""
     options = parse()
@@ -69,11 +82,12 @@ def main() -> None:
     pipe = TinyClassToImagePipeline.from_pretrained(options.model, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     train, test = load(options.data, "train"), load(options.data, "test")
-    real = net(test.at(torch.arange(len(test)))[0])
-    seen = net(train.at(torch.arange(len(train)))[0])
+    known, held = (part.at(torch.arange(len(part)))[0] for part in (train, test))
+    real, seen = net(held), net(known)
     floor = frechet(real, seen[: options.images])
     print(f"test set and {min(options.images, len(seen))} of the training set: {floor:.4f}")
-    print(f"test set and all of the training set: {frechet(real, seen):.4f}", flush=True)
+    print(f"test set and all of the training set: {frechet(real, seen):.4f}")
+    print(f"nearest training picture of a test picture: {to_nearest(held, known):.2f}", flush=True)
     asked = torch.tensor([k for _, labels in blocks(options.images) for k in labels])
     for scale in options.guidance:
         start = time.perf_counter()
@@ -86,6 +100,7 @@ def main() -> None:
             "frechet": round(distance, 4), "of_floor": round(distance / floor, 2),
             "precision": round(precision, 4), "recall": round(recall, 4),
             "class_score": round(class_score(net.probabilities(pictures), asked), 4),
+            "to_training": round(to_nearest(pictures, known), 2),
             "seconds": round(time.perf_counter() - start),
         }  # fmt: skip
         print(json.dumps(line), flush=True)
