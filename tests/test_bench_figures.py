@@ -65,10 +65,15 @@ def one(pipe):
 # Determinantal processes
 
 
-def test_a_k_dpp_draws_subsets_as_their_determinants_say():
+def points(seed: int) -> torch.Tensor:
+    return torch.randn(5, 3, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(
+    "likeness", [kdpp.kernel(points(1)), torch.diag(torch.tensor([4.0, 1, 1, 0.5, 0.1]))]
+)
+def test_a_k_dpp_draws_subsets_as_their_determinants_say(likeness):
     draw = torch.Generator().manual_seed(1)
-    x = torch.randn(5, 3, generator=draw)
-    likeness = kdpp.kernel(x)
     subsets = list(combinations(range(5), 2))
     chance = torch.tensor([float(torch.linalg.det(likeness[list(s)][:, list(s)])) for s in subsets])
     chance = (chance / chance.sum()).double()
@@ -201,6 +206,7 @@ def test_the_gallery_draws_once_and_shields_nothing_at_radius_0(one, tmp_path, m
     assert plain.pictures.shape == (2, 4, 3, 32, 32)
     assert plain.evaluations == 2 * 4 * 3 * 2  # conditions, images, steps, with and without prompt
     assert (plain.unit > 0).all()
+    assert plain.clear == 0  # nobody has certified them
     none = gallery.draw(diversity.spell(0.0))
     assert torch.equal(none.pictures, plain.pictures)
     assert not none.ratio.any()
