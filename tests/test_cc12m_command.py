@@ -131,10 +131,13 @@ def test_files_that_are_no_table(table, tmp_path):
     assert str(tmp_path / "out") in complaint(table, *out)
 
 
-def test_images_come_as_archives_that_a_set_is_built_of(table, tmp_path, program):
+def test_images_come_as_archives_that_a_set_is_built_of(table, tmp_path, program, capfd):
     program()
     told = (table, "--out", tmp_path / "out", "--images", "--image-size", 8)
     found = json.loads(run(*told, "--json").stdout)
+    heard = capfd.readouterr()
+    assert heard.out == ""  # stdout is for JSON alone
+    assert "a line on stdout" in heard.err
     assert found["fetched"] == {"images": 12, "of": 15}
     pictures, captions = [], 0
     for item in open_source(sorted((tmp_path / "out/images").glob("*.tar"))):
