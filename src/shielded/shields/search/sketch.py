@@ -246,5 +246,5 @@ def _squares(core: Tensor) -> Tensor:
     found = torch.empty(len(core), dtype=torch.float32, device=core.device)
     # Into one tensor: small ones that stay would keep the memory of the large between them.
     for into, part in zip(found.split(FEW), core.split(FEW), strict=True):
-        torch.sum(part.float().square_(), 1, out=into)
+        torch.sum(part.float().square(), 1, out=into)
     return found
