@@ -54,10 +54,6 @@ class _Watch(Guidance):
         self.space = space
         self.images: list[Tensor] = []
 
-    def prepare(self, pipe: Any) -> None:
-        if isinstance(self.space, Semantic):
-            self.space.bind(pipe)
-
     def shift(self, step: Step) -> Shift | None:
         return None
 

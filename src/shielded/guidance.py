@@ -22,7 +22,7 @@ from shielded.distances import full_precision
 from shielded.errors import NonFinite, ShapeMismatch, ShieldedWarning
 from shielded.landing import Landing
 from shielded.spaces.latent import Latent, exact
-from shielded.spaces.space import Space, space_of
+from shielded.spaces.space import Space, bound
 from shielded.trace import Certificate, Record, Trace
 
 __all__ = ["Guidance", "Run", "Shift", "Step"]
@@ -97,7 +97,7 @@ class Guidance:
         from shielded.samplers.scheduler import installed
 
         self.prepare(pipe)
-        run = Run(self, groups, self.space or space_of(pipe))
+        run = Run(self, groups, bound(self.space, pipe))
         with installed(pipe, run):
             yield run
 

@@ -70,6 +70,7 @@ def land(
     """
     at = space.measure(sample)
     shape = at.shape
+    shields.fit(tuple(shape[1:]))
     at = at.flatten(1).clone()
     length = torch.zeros(len(at), dtype=torch.float64)
     field = shields.field(at, groups, radius)

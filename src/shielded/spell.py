@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from shielded.checks import check_weight, check_window
 from shielded.distances import squared_distances
 from shielded.errors import BadInput, ShieldedError
 from shielded.guidance import Guidance, Shift, Step, finite, flat
@@ -63,26 +63,18 @@ class Spell(Guidance):
     ):
         self.shields = Shields.batch() + Shields.history() if shields is None else shields
         self.radius = check_radius(radius)
-        bare = [s for s in self.shields.sources if s.radius is None]
-        if bare and radius is None:
-            raise BadInput(f"{bare[0]!r} has no radius: pass radius=, or measure one: calibrate.")
-        if not (math.isfinite(overcompensation) and overcompensation >= 0):
-            raise BadInput(f"overcompensation is {overcompensation}: it must be finite and >= 0.")
+        self.shields.need(radius)
+        self.overcompensation = check_weight("overcompensation", overcompensation)
         if overlap not in OVERLAP:
             raise BadInput(f"overlap is {overlap!r}: it must be one of {', '.join(OVERLAP)}.")
-        start, stop = window
-        if not 1 >= start >= stop >= 0:
-            raise BadInput(f"window is {window}: it must have 1 >= start >= stop >= 0.")
-        self.overcompensation, self.overlap = float(overcompensation), overlap
+        self.overlap, self.window = overlap, check_window(window)
         if every < 1:
             raise BadInput(f"every is {every}: it must be 1 or more.")
-        self.window, self.space, self.landing = (float(start), float(stop)), space, landing
+        self.space, self.landing = space, landing
         self.every, self._calls = int(every), 0
 
     def prepare(self, pipe: Any) -> None:
         """Refuse shields that were made for another model, or in another space."""
-        if isinstance(self.space, Semantic):
-            self.space.bind(pipe)
         self.shields.check(pipe, self.space)
 
     def begin(self) -> None:
@@ -110,8 +102,6 @@ class Spell(Guidance):
 
     def land(self, sample: Tensor, space: Space, step: Step) -> Landing:
         """Check the returned images, move those inside, remember all of them."""
-        if not isinstance(space, Semantic):
-            self.shields.fit(tuple(sample.shape[1:]))
         landing = land(
             sample,
             self.shields,

@@ -61,9 +61,7 @@ def run(
     table.notes.append("are inside a shield of another condition; false alarms: of the other half.")
     with place(work) as folder:
         gallery = Gallery(one, images, folder, progress)
-        known, others = (
-            gallery.draw(PLAIN, k).pictures.flatten(0, 1).float() / 127.5 - 1 for k in range(2)
-        )
+        known, others = (gallery.draw(PLAIN, k).images.flatten(0, 1) for k in range(2))
         net = "fashion" if one.name == "tiny-fashion" else "sprites"
         for name, see in spaces(net).items():
             progress(name)

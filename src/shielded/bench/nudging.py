@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from shielded.bench.kit.contender import PLAIN
-from shielded.bench.kit.gallery import CONDITION, Drawn, Gallery
+from shielded.bench.kit.gallery import CONDITION, Drawn, Gallery, change, shown
 from shielded.bench.kit.sample import draw
 from shielded.bench.kit.subject import Subject, subject
 from shielded.bench.kit.table import Table
@@ -77,7 +77,7 @@ def run(
 
 def see(space: Semantic, drawn: Drawn) -> Tensor:
     """Features (C, n, F) of what was drawn."""
-    return torch.stack([space.of_pictures(x.float() / 127.5 - 1) for x in drawn.pictures])
+    return torch.stack([space.of_pictures(x) for x in drawn.images])
 
 
 class Bench:
@@ -129,10 +129,9 @@ class Bench:
             clear.append(torch.tensor(ends or [k.clear for k in done.certificates]))
             tries += [len(n.tries) - 1 for n in nudged or () if n.outcome != "passed"]
         seconds, passed = time.perf_counter() - start, torch.stack(clear)
-        u = torch.stack([self.space.of_pictures(x.float() / 127.5 - 1) for x in made])
+        u = torch.stack([self.space.of_pictures(shown(x)) for x in made])
         before, after = self.inside(self.before), self.inside(u)
         cosine = (u * self.wanted[:, None]).sum(2)[before & passed]
-        change = (torch.stack(made).double() - self.plain.pictures.double())[passed] / 255
         return {
             "inside before": _said(before),
             "inside after": _said(after & passed),
@@ -140,7 +139,7 @@ class Bench:
             "withheld": _said(~passed),
             "wanted": round(float(cosine.mean()), 3) if len(cosine) else "",
             "tries": round(fmean(tries), 2) if tries else "",
-            "change": round(float(change.square().mean().sqrt()), 4),
+            "change": change(torch.stack(made)[passed], self.plain.pictures[passed]),
             "evaluations": round(evaluations / passed.numel(), 1),
             "s an image": round(seconds / passed.numel(), 3),
         }

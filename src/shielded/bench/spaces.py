@@ -9,10 +9,9 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from shielded.bench.kit.contender import PLAIN, Contender
-from shielded.bench.kit.gallery import Drawn, Gallery
+from shielded.bench.kit.gallery import Drawn, Gallery, change
 from shielded.bench.kit.plot import heat
 from shielded.bench.kit.scores import rounded
 from shielded.bench.kit.subject import Subject, subject
@@ -109,8 +108,7 @@ def row(
     }
     found = rounded(one, drawn)
     told |= {name: found[name] for name in SCORES if name in found}
-    change = (drawn.pictures.double() - plain.pictures.double()) / 255
-    told["change"] = round(float(change.square().mean().sqrt()), 4)
+    told["change"] = change(drawn.pictures, plain.pictures)
     told["evaluations"] = round(drawn.each, 1)
     told["s an image"] = round(drawn.seconds / drawn.count, 3)
     return told
@@ -118,11 +116,7 @@ def row(
 
 def apart(space: Semantic, drawn: Drawn) -> float:
     """The mean distance of two images of one condition in a space, over all conditions."""
-
-    def mean(pictures: Tensor) -> float:
-        return float(torch.pdist(space.of_pictures(pictures.float() / 127.5 - 1)).mean())
-
-    return fmean(mean(pictures) for pictures in drawn.pictures)
+    return fmean(float(torch.pdist(space.of_pictures(x)).mean()) for x in drawn.images)
 
 
 def picture(table: Table) -> bytes:

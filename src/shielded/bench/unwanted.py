@@ -11,7 +11,7 @@ from torch import Tensor
 
 from shielded.bench.kit.brute import inside, nearest, numbers
 from shielded.bench.kit.contender import PLAIN, Contender
-from shielded.bench.kit.gallery import Drawn, Gallery
+from shielded.bench.kit.gallery import Drawn, Gallery, change
 from shielded.bench.kit.paper import INSIDE
 from shielded.bench.kit.scores import rounded
 from shielded.bench.kit.subject import Subject, subject
@@ -57,11 +57,9 @@ def run(
             drawn = gallery.draw(contender)
             table.add(images=contender.title, **row(one, drawn, plain, unwanted, radius))
             keep(table)
-    table.notes.append(
-        f"{len(unwanted)} unwanted images; radius {radius:.4g}, within which 7.6% of"
-    )
-    table.notes.append("the plain images come near one. Change: root mean square difference to the")
-    table.notes.append("plain images, colours from 0 to 1.")
+    table.notes.append(f"{len(unwanted)} unwanted images; radius {radius:.4g}: of the plain images")
+    table.notes.append(f"{100 * INSIDE:.1f}% come so near to one of them. Change: root mean square")
+    table.notes.append("difference to the plain images, colours from 0 to 1.")
     return table
 
 
@@ -91,12 +89,11 @@ def row(
     """Who is inside, how near the nearest is, and what the images are like."""
     distance = nearest(drawn.pictures.flatten(0, 1), [unwanted])
     told = rounded(one, drawn)
-    change = (drawn.pictures.double() - plain.pictures.double()) / 255
     return {
         "inside": f"{100 * inside(distance, radius) / len(distance):.2f}%",
         "median to the nearest": float(distance.median()),
         **{name: told[name] for name in SCORES if name in told},
-        "change": round(float(change.square().mean().sqrt()), 4),
+        "change": change(drawn.pictures, plain.pictures),
         "evaluations": round(drawn.each, 1),
         "s an image": round(drawn.seconds / drawn.count, 3),
     }

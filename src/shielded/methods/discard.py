@@ -14,12 +14,11 @@ from shielded.errors import BadInput, NotApplicable, ShieldedWarning
 from shielded.guidance import Run, Shift, Step, expand
 from shielded.landing import Landing, land
 from shielded.methods.draws import Draws, assemble
-from shielded.methods.method import MethodRun, PipelineMethod
+from shielded.methods.method import CallRun, MethodRun, PipelineMethod
 from shielded.samplers.call import called
 from shielded.shields import Shields
 from shielded.shields.batch import Batch
 from shielded.shields.shields import check_radius
-from shielded.spaces.semantic import Semantic
 from shielded.spaces.space import Space
 
 __all__ = ["GenerateAndDiscard"]
@@ -65,9 +64,7 @@ class GenerateAndDiscard(PipelineMethod):
     ):
         self.shields = Shields.batch() + Shields.history() if shields is None else shields
         self.radius = check_radius(radius)
-        bare = [s for s in self.shields.sources if s.radius is None]
-        if bare and radius is None:
-            raise BadInput(f"{bare[0]!r} has no radius: pass radius=, or measure one: calibrate.")
+        self.shields.need(radius)
         if most < 1:
             raise BadInput(f"most is {most}: it must be 1 or more.")
         if keep not in KEEP:
@@ -87,8 +84,6 @@ class GenerateAndDiscard(PipelineMethod):
 
     def prepare(self, pipe: Any) -> None:
         """Refuse shields that were made for another model, or in another space."""
-        if isinstance(self.space, Semantic):
-            self.space.bind(pipe)
         self.shields.check(pipe, self.space)
 
     def begin(self) -> None:
@@ -115,8 +110,6 @@ class GenerateAndDiscard(PipelineMethod):
 
     def measure(self, sample: Tensor, groups: Sequence[Hashable], space: Space) -> Landing:
         """The images (B, ...) and the nearest reference of each, those of the batch left out."""
-        if not isinstance(space, Semantic):
-            self.shields.fit(tuple(sample.shape[1:]))
         return land(sample, self.static, groups, self.radius, space, _never, move=False)
 
     def land(self, sample: Tensor, space: Space, step: Step) -> Landing:
@@ -133,20 +126,15 @@ class GenerateAndDiscard(PipelineMethod):
         )
 
 
-class _DiscardRun(MethodRun):
+class _DiscardRun(CallRun):
     """A run that calls the pipeline as often as it takes."""
 
     guidance: GenerateAndDiscard
+    chooses = "GenerateAndDiscard"
 
     def __init__(self, method: GenerateAndDiscard, pipe: Any, groups: Sequence[Hashable] | None):
         super().__init__(method, pipe, groups)
         self.drawn = 0  # images, in all calls of the block
-        self._finished: list[Tensor] = []
-
-    def finish(self, sample: Tensor) -> Tensor:
-        """Take note of what was drawn; it is returned as it is."""
-        self._finished.append(sample)
-        return sample
 
     def call(self, plain: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         """One call of the pipeline: draw, choose, draw again, put the answer together."""
@@ -199,15 +187,9 @@ class _DiscardRun(MethodRun):
         return draws, results
 
     def _draw(self, plain: Callable[..., Any], arguments: dict[str, Any]) -> tuple[Any, Tensor]:
-        self._finished.clear()
-        result = plain(**arguments)
-        if len(self._finished) != 1:
-            raise NotApplicable(
-                f"{type(self.pipe).__name__} samples {len(self._finished)} times in one call: "
-                "GenerateAndDiscard cannot tell which images it returns."
-            )
-        self.drawn += len(self._finished[0])
-        return result, self._finished[0]
+        result, sample = self.once(plain, arguments)
+        self.drawn += len(sample)
+        return result, sample
 
 
 def _never() -> Tensor:

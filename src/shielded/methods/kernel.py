@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from shielded.checks import check_weight, check_window
 from shielded.distances import squared_distances
 from shielded.errors import BadInput
 from shielded.guidance import Shift, Step, flat
@@ -68,21 +67,12 @@ class KernelRepulsion(Method):
         window: tuple[float, float] = (0.99, 0.0),
         schedule: Callable[[float], float] | None = None,
     ):
-        if not (math.isfinite(strength) and strength >= 0):
-            raise BadInput(f"strength is {strength}: it must be finite and >= 0.")
+        self.strength = check_weight("strength", strength)
         if variant not in VARIANTS:
             raise BadInput(f"variant is {variant!r}: it must be one of {', '.join(VARIANTS)}.")
-        start, stop = window
-        if not 1 >= start >= stop >= 0:
-            raise BadInput(f"window is {window}: it must have 1 >= start >= stop >= 0.")
-        self.space, self.strength, self.variant = space, float(strength), variant
-        self.attract, self.window = bool(attract), (float(start), float(stop))
+        self.space, self.variant, self.attract = space, variant, bool(attract)
+        self.window = check_window(window)
         self.schedule = schedule
-
-    def prepare(self, pipe: Any) -> None:
-        """Decode as the pipeline does."""
-        if isinstance(self.space, Semantic):
-            self.space.bind(pipe)
 
     def shift(self, step: Step) -> Shift | None:
         """(sigma^2 / alpha) strength g, at the expected outputs of this call."""

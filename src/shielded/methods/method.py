@@ -13,9 +13,9 @@ from shielded.errors import NotApplicable
 from shielded.guidance import Guidance, Run, Shift, Step
 from shielded.samplers.network import intercepted, networks
 from shielded.samplers.scheduler import installed
-from shielded.spaces.space import space_of
+from shielded.spaces.space import bound
 
-__all__ = ["Method", "MethodRun", "PipelineMethod"]
+__all__ = ["CallRun", "Method", "MethodRun", "PipelineMethod"]
 
 
 class MethodRun(Run):
@@ -26,7 +26,7 @@ class MethodRun(Run):
     """
 
     def __init__(self, method: Method, pipe: Any, groups: Sequence[Hashable] | None):
-        super().__init__(method, groups, method.space or space_of(pipe))
+        super().__init__(method, groups, bound(method.space, pipe))
         self.pipe, self.evaluations = pipe, 0
         self._known = bool(networks(pipe))
 
@@ -40,6 +40,32 @@ class MethodRun(Run):
         if not self._known:
             self.evaluations += len(step.x0)
         return super().shift(step)
+
+
+class CallRun(MethodRun):
+    """A run that makes whole calls of the pipeline, and sees what each of them samples."""
+
+    chooses: str  # who cannot tell images apart where a call samples twice
+
+    def __init__(self, method: Method, pipe: Any, groups: Sequence[Hashable] | None):
+        super().__init__(method, pipe, groups)
+        self._finished: list[Tensor] = []
+
+    def finish(self, sample: Tensor) -> Tensor:
+        """Take note of what was made; it is returned as it is."""
+        self._finished.append(sample)
+        return sample
+
+    def once(self, plain: Callable[..., Any], arguments: dict[str, Any]) -> tuple[Any, Tensor]:
+        """What one call answers, and the latents that it sampled."""
+        self._finished.clear()
+        answer = plain(**arguments)
+        if len(self._finished) != 1:
+            raise NotApplicable(
+                f"{type(self.pipe).__name__} samples {len(self._finished)} times in one call: "
+                f"{self.chooses} cannot tell which images it returns."
+            )
+        return answer, self._finished[0]
 
 
 class Method(Guidance):

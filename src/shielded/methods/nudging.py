@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
+from shielded.checks import check_weight, check_window
 from shielded.errors import BadInput, NonFinite, NotApplicable, ShapeMismatch
 from shielded.guidance import Shift, Step, flat
 from shielded.methods.filters import Check
@@ -78,19 +78,14 @@ class EmbeddingNudging(Method):
         filters: Sequence[Check] = (),
         tries: int = 4,
     ):
-        for name, value in (("alpha", alpha), ("beta", beta), ("gamma", gamma), ("rate", rate)):
-            if not (math.isfinite(value) and value >= 0):
-                raise BadInput(f"{name} is {value}: it must be finite and >= 0.")
+        self.alpha, self.beta = check_weight("alpha", alpha), check_weight("beta", beta)
+        self.gamma, self.rate = check_weight("gamma", gamma), check_weight("rate", rate)
         if iterations < 1 or tries < 0:
             raise BadInput("iterations must be 1 or more, and tries 0 or more.")
         if not (space is None or isinstance(space, Semantic)):
             raise BadInput(f"space is {space!r}: give a shielded.spaces.Semantic, or None.")
-        start, stop = window
-        if not 1 >= start >= stop >= 0:
-            raise BadInput(f"window is {window}: it must have 1 >= start >= stop >= 0.")
-        self.alpha, self.beta, self.gamma = float(alpha), float(beta), float(gamma)
-        self.iterations, self.rate, self.tries = int(iterations), float(rate), int(tries)
-        self.window, self.space = (float(start), float(stop)), space
+        self.iterations, self.tries = int(iterations), int(tries)
+        self.window, self.space = check_window(window), space
         self.filters = tuple(filters)
         self.wanted = None if wanted is None else _units("wanted", wanted)
         self.unwanted = None if unwanted is None else _units("unwanted", unwanted)
@@ -99,9 +94,7 @@ class EmbeddingNudging(Method):
         self.idle: list[int] = []  # images without a usable gradient at the last sampling call
 
     def prepare(self, pipe: Any) -> None:
-        """Decode as the pipeline does, and let the filters know it."""
-        if isinstance(self.space, Semantic):
-            self.space.bind(pipe)
+        """Let the filters know the pipeline."""
         for one in self.filters:
             if hasattr(one, "prepare"):
                 one.prepare(pipe)  # type: ignore[attr-defined]

@@ -16,7 +16,7 @@ from shielded.guidance import Guidance, Shift, Step, expand
 from shielded.methods.answers import greyed, shown
 from shielded.methods.draws import assemble
 from shielded.methods.filters.verdict import Verdict, judge
-from shielded.methods.method import MethodRun
+from shielded.methods.method import CallRun, MethodRun
 
 if TYPE_CHECKING:
     from shielded.methods.nudging import EmbeddingNudging
@@ -84,15 +84,16 @@ class _Try(Guidance):
         return shift
 
 
-class NudgingRun(MethodRun):
+class NudgingRun(CallRun):
     """One block: also `idle`, gradients of no use, and with filters `nudged`, image by image."""
+
+    chooses = "filters"
 
     def __init__(self, method: EmbeddingNudging, pipe: Any, groups: Sequence[Hashable] | None):
         super().__init__(method, pipe, groups)
         self.method = method
         self.idle: list[Idle] = []
         self.nudged: list[Nudged] = []
-        self._finished: list[Tensor] = []
 
     def shift(self, step: Step) -> Shift | None:
         """The shift of x0 at this sampling call; what was left alone is noted."""
@@ -104,10 +105,8 @@ class NudgingRun(MethodRun):
         return shift
 
     def finish(self, sample: Tensor) -> Tensor:
-        """Take note of what was made; it is returned as it is."""
-        sample = super().finish(sample)
-        self._finished.append(sample)
-        return sample
+        """Refuse what is not finite; take note of the rest."""
+        return super().finish(MethodRun.finish(self, sample))
 
     def call(self, plain: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         """One call of the pipeline, made again for images that fail until they pass."""
@@ -141,15 +140,8 @@ class NudgingRun(MethodRun):
         aims: dict[int, Tensor | None],
         rate: float,
     ) -> tuple[Any, Tensor]:
-        self._finished.clear()
         self.guidance = _Try(self.method, aims, rate)
-        answer = plain(**arguments)
-        if len(self._finished) != 1:
-            raise NotApplicable(
-                f"{type(self.pipe).__name__} samples {len(self._finished)} times in one call: "
-                "filters cannot tell which images it returns."
-            )
-        return answer, self._finished[0]
+        return self.once(plain, arguments)
 
 
 class _Loop:

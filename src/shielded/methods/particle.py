@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from shielded.checks import check_weight, check_window
 from shielded.distances import squared_distances
-from shielded.errors import BadInput, NotApplicable
+from shielded.errors import NotApplicable
 from shielded.guidance import Shift, Step, flat
 from shielded.methods.method import Method
 
@@ -47,12 +48,8 @@ class ParticleGuidance(Method):
     """
 
     def __init__(self, strength: float = 30.0, window: tuple[float, float] = (0.99, 0.5)):
-        if not (math.isfinite(strength) and strength >= 0):
-            raise BadInput(f"strength is {strength}: it must be finite and >= 0.")
-        start, stop = window
-        if not 1 >= start >= stop >= 0:
-            raise BadInput(f"window is {window}: it must have 1 >= start >= stop >= 0.")
-        self.strength, self.window = float(strength), (float(start), float(stop))
+        self.strength = check_weight("strength", strength)
+        self.window = check_window(window)
 
     def shift(self, step: Step) -> Shift | None:
         """(sigma^2 / alpha) grad log Phi, at the noisy images of this call."""

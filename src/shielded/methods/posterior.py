@@ -8,6 +8,7 @@ from collections.abc import Hashable, Sequence
 
 from torch import Tensor
 
+from shielded.checks import check_weight
 from shielded.errors import BadInput
 from shielded.guidance import Step
 from shielded.landing import Landing, land
@@ -72,12 +73,8 @@ class PosteriorShield(ReferenceMethod):
         window: tuple[float, float] = (1.0, 0.0),
     ):
         super().__init__(shields, radius, strength, window)
-        bare = [s for s in self.shields.sources if s.radius is None]
-        if bare and radius is None:
-            raise BadInput(f"{bare[0]!r} has no radius: pass radius=, or measure one: calibrate.")
-        if not (math.isfinite(deviation) and deviation >= 0):
-            raise BadInput(f"deviation is {deviation}: it must be finite and >= 0.")
-        self.deviation = float(deviation)
+        self.shields.need(radius)
+        self.deviation = check_weight("deviation", deviation)
 
     def variance(self, step: Step) -> float:
         """s^2 = tau^2 sigma^2 / (alpha^2 tau^2 + sigma^2); 0 where there is no noise."""
@@ -93,7 +90,6 @@ class PosteriorShield(ReferenceMethod):
 
     def land(self, sample: Tensor, space: Space, step: Step) -> Landing:
         """Certify the finished images as they are, and remember them."""
-        self.shields.fit(tuple(sample.shape[1:]))
         landing = land(
             sample, self.shields, step.groups, self.radius, space, lambda: sample, move=False
         )

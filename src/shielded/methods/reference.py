@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from shielded.checks import check_weight, check_window
 from shielded.distances import squared_distances
 from shielded.errors import BadInput
 from shielded.guidance import Shift, Step, flat
@@ -55,12 +56,8 @@ class ReferenceMethod(Method):
     ):
         self.shields = Shields.batch() + Shields.history() if shields is None else shields
         self.radius = check_radius(radius)
-        if not (math.isfinite(strength) and strength >= 0):
-            raise BadInput(f"strength is {strength}: it must be finite and >= 0.")
-        start, stop = window
-        if not 1 >= start >= stop >= 0:
-            raise BadInput(f"window is {window}: it must have 1 >= start >= stop >= 0.")
-        self.strength, self.window = float(strength), (float(start), float(stop))
+        self.strength = check_weight("strength", strength)
+        self.window = check_window(window)
 
     def weights(self, step: Step, near: Near) -> Tensor:
         """w (B, M), what is not allowed left as it comes."""

@@ -110,6 +110,12 @@ class Shields:
         """The sources that remember finished images."""
         return tuple(source for source in self.sources if hasattr(source, "remember"))  # type: ignore[misc]
 
+    def need(self, radius: float | None) -> None:
+        """Raise BadInput if a source without a radius of its own is given none."""
+        bare = [source for source in self.sources if source.radius is None]
+        if bare and radius is None:
+            raise BadInput(f"{bare[0]!r} has no radius: pass radius=, or measure one: calibrate.")
+
     def check(self, pipe: Any, space: Space | None = None) -> None:
         """Raise ShapeMismatch if a source was made for another model or space than `pipe`'s."""
         for source in self.sources:

@@ -119,15 +119,11 @@ class Semantic:
 
     def pull(self, x0: Tensor, direction: Tensor) -> Tensor:
         """J^T n (B, D) float64 of directions n (B, F) at x0 (B, ...): one pass backwards each."""
-        found = []
-        pairs = zip(x0.split(self.chunk), direction.split(self.chunk), strict=True)
-        with torch.inference_mode(False), torch.enable_grad():
-            for part, n in pairs:
-                x = part.detach().to(torch.float32).clone().requires_grad_()
-                u = self._embed(self._look(x))
-                (v,) = torch.autograd.grad((u * n.detach().clone().to(u)).sum(), x)
-                found.append(v.flatten(1).to(direction))
-        return torch.cat(found)
+        return self._slopes(x0, direction, self._along)
+
+    def _along(self, x: Tensor, n: Tensor) -> Tensor:
+        u = self._embed(self._look(x))
+        return (u * n.to(u)).sum()
 
     def towards(self, x0: Tensor, aim: Tensor) -> Tensor:
         """The gradient (B, D) float64 of <f / |f|, m> at x0 (B, ...), for m (B, F).
@@ -135,21 +131,29 @@ class Semantic:
         One pass forwards and backwards each, through the embedding's bare features f: where they
         are 0 or not finite, so is the gradient. ShapeMismatch for an m of another length.
         """
+
+        def cosine(x: Tensor, m: Tensor) -> Tensor:
+            f = self.embedding(self._look(x)).flatten(1).to(torch.float64)
+            if f.shape != m.shape:
+                raise ShapeMismatch(
+                    f"{self!r} has features of {f.shape[1]} numbers, what it is to go towards "
+                    f"or away from has {m.shape[1]}: make them with encode(pipe, images, "
+                    "space=...)."
+                )
+            return (f / vector_norm(f, dim=1, keepdim=True) * m.to(f)).sum()
+
+        return self._slopes(x0, aim, lambda x, m: cosine(x, m) + 0 * x.sum())  # f may be constant
+
+    def _slopes(
+        self, x0: Tensor, like: Tensor, score: Callable[[Tensor, Tensor], Tensor]
+    ) -> Tensor:
+        """The gradient (B, D) of a score of x0 (B, ...) and `like` (B, F), chunk by chunk."""
         found = []
         with torch.inference_mode(False), torch.enable_grad():
-            for part, m in zip(x0.split(self.chunk), aim.split(self.chunk), strict=True):
+            for part, n in zip(x0.split(self.chunk), like.split(self.chunk), strict=True):
                 x = part.detach().to(torch.float32).clone().requires_grad_()
-                f = self.embedding(self._look(x)).flatten(1).to(torch.float64)
-                if f.shape != m.shape:
-                    raise ShapeMismatch(
-                        f"{self!r} has features of {f.shape[1]} numbers, what it is to go towards "
-                        f"or away from has {m.shape[1]}: make them with encode(pipe, images, "
-                        "space=...)."
-                    )
-                unit = f / vector_norm(f, dim=1, keepdim=True)
-                cosine = (unit * m.detach().clone().to(f)).sum() + 0 * x.sum()  # f may be constant
-                (v,) = torch.autograd.grad(cosine, x)
-                found.append(v.flatten(1).to(aim))
+                (v,) = torch.autograd.grad(score(x, n.detach().clone()), x)
+                found.append(v.flatten(1).to(like))
         return torch.cat(found)
 
     def _look(self, x0: Tensor) -> Tensor:

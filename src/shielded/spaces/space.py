@@ -32,6 +32,16 @@ DECODERS = (
 )
 
 
+def bound(space: Space | None, pipe: Any) -> Space:
+    """The space, told how `pipe` decodes if that is its matter; the pipeline's own for None."""
+    if space is None:
+        return space_of(pipe)
+    bind = getattr(space, "bind", None)
+    if bind is not None and pipe is not None:
+        bind(pipe)
+    return space
+
+
 def space_of(pipe: Any) -> Space:
     """Pixels for a pipeline without any decoder (IF, DDPM, the bundled ones), else Latent.
 

@@ -23,7 +23,7 @@ from shielded.spaces import Semantic, space_of
 from shielded.spell import Spell
 from shielded.trace import Record
 
-__all__ = ["Drawn", "Gallery"]
+__all__ = ["Drawn", "Gallery", "change", "shown"]
 
 RUN = 1_000_000  # seeds between two runs
 CONDITION = 10_000  # and between two conditions
@@ -51,6 +51,11 @@ class Drawn:
     def each(self) -> float:
         """Network evaluations an image."""
         return self.evaluations / self.count
+
+    @property
+    def images(self) -> Tensor:
+        """(C, n, ch, H, W) in [-1, 1]."""
+        return shown(self.pictures)
 
     @property
     def count(self) -> int:
@@ -103,7 +108,7 @@ class Gallery:
     def batch(self, run: int, c: int, call: dict[str, Any]) -> Tensor:
         """A condition's first plain batch (n, C, H, W), in [-1, 1]."""
         tensors, _ = self._condition(Contender("plain", call=call), run, c)
-        return tensors["pictures"][: PLAIN.batch].float() / 127.5 - 1
+        return shown(tensors["pictures"][: PLAIN.batch])
 
     def _condition(self, contender: Contender, run: int, c: int) -> Any:
         text = f"{contender.key} {run} {c}"
@@ -153,3 +158,13 @@ def _joined(batches: list[list[Record]], name: str) -> Tensor:
     """(n, T) of all batches' records."""
     parts = [[getattr(record, name).cpu() for record in records] for records in batches]
     return torch.cat([torch.stack(part, 1) if part else torch.zeros(0, 0) for part in parts])
+
+
+def shown(pictures: Tensor) -> Tensor:
+    """Pictures (..., C, H, W) uint8 in [-1, 1], float32."""
+    return pictures.float() / 127.5 - 1
+
+
+def change(made: Tensor, plain: Tensor) -> float:
+    """The root mean square difference of pictures, uint8, with colours from 0 to 1."""
+    return round(float(((made.double() - plain.double()) / 255).square().mean().sqrt()), 4)

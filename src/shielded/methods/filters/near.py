@@ -53,9 +53,7 @@ class NearProtected:
         self.radius, self.space = check_radius(radius), space
         if any(isinstance(s, Batch | History) for s in self.shields.sources):
             raise BadInput("NearProtected takes given images or a protected set as its shields.")
-        bare = [s for s in self.shields.sources if s.radius is None]
-        if bare and radius is None:
-            raise BadInput(f"{bare[0]!r} has no radius: pass radius=, or measure one: calibrate.")
+        self.shields.need(radius)
         self._own: Space = Latent()
 
     def prepare(self, pipe: Any) -> None:
