@@ -32,7 +32,10 @@ FAR = 0.9  # of the radius: a picture that landing moves so far has little left 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One model call, x_t = alpha x0 + sigma eps; x0 (B, ...) is after classifier-free guidance."""
+    """One model call, x_t = alpha x0 + sigma eps; x0 (B, ...) is after classifier-free guidance.
+
+    `box` is the interval that finished images are clipped to, where they are pixels.
+    """
 
     x_t: Tensor
     x0: Tensor
@@ -40,6 +43,7 @@ class Step:
     sigma: float
     groups: tuple[Hashable, ...]
     timestep: float = float("nan")
+    box: tuple[float, float] | None = None
 
     @property
     def noise_level(self) -> float:
@@ -50,6 +54,12 @@ class Step:
     def noise(self) -> Tensor:
         """x_t - alpha x0, as (B, D) float64."""
         return torch.sub(flat(self.x_t), flat(self.x0), alpha=self.alpha)
+
+    @property
+    def expected(self) -> Tensor:
+        """The expected images as they would be returned, clip(x0), as (B, D) float64."""
+        x0 = flat(self.x0)
+        return x0 if self.box is None else x0.clamp(*self.box)
 
 
 class Shift(NamedTuple):

@@ -24,6 +24,7 @@ from shielded.spaces.space import Space
 __all__ = ["Spell"]
 
 OVERLAP = ("project", "sum")
+ROUNDS = 4  # at one sampling call, of moves that a wall of the box cut short
 
 
 class Spell(Guidance):
@@ -91,13 +92,18 @@ class Spell(Guidance):
         if isinstance(self.space, Semantic):
             return self._seen(step, self.space)
         self.shields.fit(tuple(step.x0.shape[1:]))
-        x = flat(step.x0)
+        x = step.expected
         field = self._field(x, step)
         if not field.may_hold(x):
             return None
-        y, near = self._outside(x, field, step.groups, _once(lambda: _spare(step)))
+        spare = _once(lambda: _spare(step))
+        y, near = self._outside(x, field, step.groups, spare)
         if not bool(near.any()):
             return None
+        if step.box is not None:
+            y = self._boxed(y, step.box, lambda y: self._outside(y, field, step.groups, spare)[0])
+            # Numbers beyond a wall that stay there are as good as on it: they are left alone.
+            x = torch.where(y == x, x, flat(step.x0))
         return Shift((y - x).mul_(self.overcompensation), near.sum(1))
 
     def land(self, sample: Tensor, space: Space, step: Step) -> Landing:
@@ -135,6 +141,18 @@ class Spell(Guidance):
             self.overcompensation,
         )
         return None if moved is None else Shift(moved[0], moved[1].sum(1))
+
+    def _boxed(
+        self, y: Tensor, box: tuple[float, float], outside: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """y (B, D) in the box: what its walls take away from a move, the other numbers make up."""
+        held = y.clamp(*box)
+        for _ in range(0 if self.overlap == "sum" else ROUNDS):
+            if torch.equal(held, y):
+                break
+            y = outside(held)
+            held = y.clamp(*box)
+        return held
 
     def _outside(
         self,

@@ -33,7 +33,8 @@ class Denoiser:
             )
         level = float(levels[0])
         x0 = self.fn(x, sigma, *args, **kwargs)
-        step = Step(x, x0, 1.0, level, expand(self.run.groups, len(x0)), level)
+        groups = expand(self.run.groups, len(x0))
+        step = Step(x, x0, 1.0, level, groups, level, self.run.space.box)
         shift = self.run.shift(step)
         return x0 if shift is None else moved(x0, shift.delta, shift.rows)
 

@@ -138,8 +138,8 @@ class Adapter:
         raw = a * exact(x_t[rows])
         raw.add_(head.detach().to(raw.device), alpha=b)  # in float64, without a copy of it
         x0 = clipped(scheduler, raw)
-        count = len(x0)
-        step = Step(x_t[rows], x0, alpha, sigma, expand(self.run.groups, count), float(timestep))
+        groups, box = expand(self.run.groups, len(x0)), self.run.space.box
+        step = Step(x_t[rows], x0, alpha, sigma, groups, float(timestep), box)
         shift = self.run.shift(step)
         if shift is None or abs(b) < 1e-12:  # b = 0: this call's x0 is x_t itself; landing is left
             return
