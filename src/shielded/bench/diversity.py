@@ -28,11 +28,12 @@ def run(
     images: int | None = None,
     runs: int = RUNS,
     one: Subject | None = None,
+    autocast: bool = False,
 ) -> Table:
     """`images` of each condition, `runs` times from other seeds; mean and deviation over runs.
 
     `keep` gets the table after each model, what is drawn is kept in the folder `work`. `one`
-    is measured alone; by default both bundled models are.
+    is measured alone; by default both bundled models are, with `autocast` in bfloat16.
     """
     images, runs = (8, 2) if smoke else (images, runs)
     table = Table("diversity", "The same seeds without and with SPELL")
@@ -41,7 +42,7 @@ def run(
     table.notes.append("Rows of the paper: 50,000 images of 256 x 256, on other features.")
     with place(work) as folder:
         for name in MODELS if one is None else (one.name,):
-            this = one or subject(name, steps=4 if smoke else None)
+            this = one or subject(name, steps=4 if smoke else None, autocast=autocast)
             if smoke:
                 this.conditions = this.conditions[:2]
             number = len(this.conditions)

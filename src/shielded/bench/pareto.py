@@ -29,7 +29,7 @@ PLANES = {
     "Coverage and density": ("density", "coverage"),
     "Vendi score and agreement": (FIDELITY, "vendi"),
 }
-RADII = (0.6, 0.8, 0.9, 1.0, 1.1, 1.2)
+RADII = (0.4, 0.6, 0.8, 1.0, 1.2)
 LAMS = (1.0, 1.6)
 INTERVALS = ((0.05, 1.0), (0.05, 2.0), (0.05, 5.0), (0.2, 2.0), (0.2, 5.0), (0.5, 5.0))
 ANNEALED = ((0.6, 0.9, 0.1), (0.6, 0.9, 0.25), (0.5, 0.9, 0.5), (0.3, 0.8, 0.25), (0.3, 0.8, 1.0))

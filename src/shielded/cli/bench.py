@@ -92,6 +92,9 @@ def bench(
     steps: Annotated[
         int | None, typer.Option(min=1, help="Sampling steps: the model's own.")
     ] = None,
+    autocast: Annotated[
+        bool, typer.Option(help="Let the network compute in bfloat16, for the figures.")
+    ] = False,
 ) -> None:
     """Measure one table of the documentation and print it as Markdown."""
     given = {
@@ -111,7 +114,10 @@ def bench(
         asked: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
         run = _bench(name)
         takes = _takes(run)
+        if autocast and "autocast" in takes:  # it loads its models itself
+            asked["autocast"] = True
         told = any(value is not None for value in (model, real, extractor, split))
+        told = told or (autocast and "autocast" not in takes)
         if told and "one" not in takes:
             raise BadInput(
                 f"{name.value} has its own model: leave --model and what goes with it out."
@@ -119,7 +125,7 @@ def bench(
         if told or ("one" in takes and "steps" in asked):
             few = asked.pop("steps", 4 if smoke else None)
             held = (split or Split.test).value
-            asked["one"] = find_subject(model or DEFAULT, real, extractor, few, held)
+            asked["one"] = find_subject(model or DEFAULT, real, extractor, few, held, autocast)
         _check(name, asked, takes)
         quiet()
         work = out / f"{name.value}.work"
@@ -128,6 +134,8 @@ def bench(
         if "work" in takes and not smoke:
             asked["work"] = work  # what is done: a run that was stopped goes on from there
         table = run(smoke=smoke, progress=_say, **asked)
+        if autocast:
+            table.notes.append("The network computed in bfloat16, all else in float32 or float64.")
         table.write(out)
         if "work" in asked:
             shutil.rmtree(work)

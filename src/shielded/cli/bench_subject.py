@@ -15,6 +15,7 @@ def find_subject(
     extractor: str | None = None,
     steps: int | None = None,
     split: str = "test",
+    autocast: bool = False,
 ) -> Any:
     """A bundled model by its name, or any diffusers pipeline with its conditions and features.
 
@@ -25,7 +26,7 @@ def find_subject(
 
     extract = None if extractor is None else find_extractor(extractor)
     if model in available():
-        return subject(model, real, extract=extract, steps=steps, split=split)
+        return subject(model, real, extract=extract, steps=steps, split=split, autocast=autocast)
     if real is None or extract is None:
         raise BadInput(
             f"{model} comes without conditions and features: give --real (a JSON file, condition "
@@ -36,7 +37,9 @@ def find_subject(
 
     pipe, _ = load_pipe(model, None, None, None)
     pipe.set_progress_bar_config(disable=True)
-    return subject(Path(model).name, real, pipe=pipe, extract=extract, steps=steps)
+    return subject(
+        Path(model).name, real, pipe=pipe, extract=extract, steps=steps, autocast=autocast
+    )
 
 
 def find_extractor(spec: str) -> Any:

@@ -79,7 +79,7 @@ class Gallery:
         progress: Callable[[str], None] = lambda text: None,
     ):
         self.subject, self.count, self.progress = subject, count, progress
-        about = [subject.name, list(subject.conditions), subject.call, count]
+        about = [subject.name, list(subject.conditions), subject.call, count, subject.precision]
         name = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:12]
         self.work = Work(folder / f"{subject.name}-{name}", {"subject": about})
 

@@ -12,11 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from shielded.bench.kit.precision import compute_in_bfloat16
 from shielded.bench.kit.reference import Reference
 from shielded.bench.kit.sample import finished
 from shielded.errors import BadInput
 from shielded.metrics import SmallNet, class_score
 from shielded.models import load, prompts
+from shielded.samplers.network import networks
 from shielded.spaces.decode import decode
 
 __all__ = ["Subject", "subject"]
@@ -39,6 +41,7 @@ class Subject:
     extract: Extractor
     real: Reference | None = None
     call: dict[str, Any] = field(default_factory=dict)
+    precision: str = "float32"  # in which the network computes
     agreement: Callable[[Tensor, str], float] | None = None  # pictures, what was asked for: 0 to 1
 
     def look(self, latents: Tensor) -> Tensor:
@@ -59,12 +62,14 @@ def subject(
     extract: Extractor | None = None,
     steps: int | None = None,
     split: str = "test",
+    autocast: bool = False,
 ) -> Subject:
     """A bundled model by its name, or `model` as the name of `pipe`.
 
     `data` is a JSON file {condition: [files of real images]}; without it bundled models are held
     against the features of real images that come with them (of the `split` "test", or
-    "validation" to choose settings by), others against nothing.
+    "validation" to choose settings by), others against nothing. With `autocast` the network
+    computes in bfloat16, the rest as before.
     """
     real = None
     if data is not None:
@@ -82,6 +87,10 @@ def subject(
         raise BadInput("another model needs conditions (--real) and features (--extractor).")
     call = {} if steps is None else {"num_inference_steps": steps}
     made = Subject(model, pipe, tuple(conditions), extract, real, call=call)
+    if autocast:
+        made.precision = "bfloat16"
+        for network in networks(pipe):
+            compute_in_bfloat16(network)
     if data is not None:
         made.real = Reference.of_files(text, data.parent, made.features)
     if isinstance(extract, SmallNet) and set(made.conditions) <= set(extract.classes):
