@@ -301,10 +301,33 @@ def test_a_figure_by_command(tmp_path):
     }  # fmt: skip
 
 
+def test_a_network_in_half_the_bits_is_the_same_network():
+    """What it returns is as wide as before, and off by no more than bfloat16 is: 2^-8 a number."""
+    wide, half = (subject("tiny-fashion", autocast=on).pipe.unet for on in (False, True))
+    size, draw = wide.config.sample_size, torch.Generator().manual_seed(0)
+    x = torch.randn(2, wide.config.in_channels, size, size, generator=draw)
+    told = {"class_labels": torch.tensor([0, 9])}
+    with torch.no_grad():
+        right = wide(x, 500, **told).sample
+        for found in (half(x, 500, **told).sample, half(x, 500, **told, return_dict=False)[0]):
+            assert found.dtype is torch.float32
+            assert 0 < float((found - right).norm()) < 2**-5 * float(right.norm())
+    assert {p.dtype for p in half.parameters()} == {torch.float32}
+
+
+def test_a_table_says_that_its_network_had_half_the_bits(tmp_path):
+    words = ["prediction", "--smoke", "--model", "tiny-sprites", "--autocast"]
+    code, text = told(*words, "--out", str(tmp_path))
+    assert code == 0, text
+    assert "bfloat16" in text
+    assert "bfloat16" in (tmp_path / "prediction.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
         (["overlap", "--model", "tiny-sprites"], "has its own model"),
+        (["overlap", "--autocast"], "has its own model"),
         (["overlap", "--runs", "3"], "--runs belongs to `shielded bench diversity`"),
         (["radius", "--data", "no-such-file.npz"], "--data belongs to"),
         (["protection", "--data", "no-such-file.npz"], "no file"),

@@ -133,7 +133,8 @@ class Guidance:
         """
         level = getattr(self, "window", (0.5,))[0] if noise_level is None else noise_level
         level = min(level, 1 - 1e-9)
-        step = Step(x0, x0, 1.0, level / (1 - level), expand(groups, len(x0)))
+        box = None if self.space is None else self.space.box
+        step = Step(x0, x0, 1.0, level / (1 - level), expand(groups, len(x0)), box=box)
         shift = self.shift(step)
         return x0 if shift is None else moved(x0, shift.delta, shift.rows)
 

@@ -120,7 +120,8 @@ def bench(
         told = told or (autocast and "autocast" not in takes)
         if told and "one" not in takes:
             raise BadInput(
-                f"{name.value} has its own model: leave --model and what goes with it out."
+                f"{name.value} has its own model: leave --model, --autocast and what goes with "
+                "them out."
             )
         if told or ("one" in takes and "steps" in asked):
             few = asked.pop("steps", 4 if smoke else None)

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SPELL where finished images are clipped to a box: what counts is the picture, not the overshoot.
+
+x0 may lie beyond the range of a picture. What is there is clipped away in the end, so it is no
+distance, and a move that leads there is none.
+"""
+
+import pytest
+import torch
+
+from shielded import Shields, Spell
+from shielded.spaces import Pixels
+
+SIDE = (3, 8, 8)
+
+
+def draw(seed, *shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def both(shields, radius, **options):
+    """The same guidance with and without walls."""
+    walled = Spell(shields, radius=radius, space=Pixels(), **options)
+    return walled, Spell(shields, radius=radius, **options)
+
+
+def distances(x, z):
+    return torch.cdist(x.flatten(1), z.flatten(1))
+
+
+@pytest.mark.parametrize("overlap", ["project", "sum"])
+@pytest.mark.parametrize("lam", [1.0, 1.6])
+def test_far_from_the_walls_nothing_changes(overlap, lam):
+    x0 = 0.1 * draw(0, 5, *SIDE)
+    shields = Shields.batch() + Shields.images(x0[:3] + 0.01 * draw(1, 3, *SIDE))
+    walled, free = both(shields, 1.5, overlap=overlap, overcompensation=lam)
+    assert not torch.equal(free.correct(x0), x0)
+    assert torch.equal(walled.correct(x0), free.correct(x0))
+
+
+def test_what_the_clip_takes_away_is_no_distance():
+    """The picture is the reference itself: x0 differs from it beyond the range alone."""
+    z = draw(9, 1, *SIDE).sign()
+    x0 = 1.3 * z
+    walled, free = both(Shields.images(z), 3.0)
+    assert float(distances(x0, z)) > 3.0
+    assert torch.equal(free.correct(x0), x0)
+    moved = walled.correct(x0).clamp(-1, 1)
+    assert float(distances(moved, z)) >= 3.0 * (1 - 1e-6)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_picture_of_what_was_moved_is_outside(seed):
+    """A third of the numbers are at or beyond a wall, as in pictures on black."""
+    x0 = 0.8 * draw(seed, 6, *SIDE)
+    z = (x0[:4] + 0.2 * draw(seed + 100, 4, *SIDE)).clamp(-1, 1)
+    radius = 1.5 * float(distances(x0[:4].clamp(-1, 1), z).diagonal().max())
+    walled, free = both(Shields.images(z), radius)
+    picture = walled.correct(x0).clamp(-1, 1)
+    before, after = distances(x0.clamp(-1, 1), z), distances(picture, z)
+    assert bool((before < radius).any(1)[:4].all())
+    assert float(after.min()) >= radius * (1 - 1e-3)
+    naive = distances(free.correct(x0).clamp(-1, 1), z)
+    assert float(naive.min()) < radius * (1 - 1e-2)  # Eq. 5 and then the clip is not
+
+
+def test_what_stays_beyond_a_wall_is_left_alone():
+    """A move outwards has nothing to show there, so it is not made."""
+    x0 = 0.8 * draw(3, 2, *SIDE)
+    beyond = x0.abs() > 1
+    z = (x0 - 0.3 * x0.sign()).clamp(-1, 1)  # each number is pushed outwards
+    walled, free = both(Shields.images(z), 8.0)
+    moved = walled.correct(x0)
+    assert not torch.equal(moved, x0)
+    assert torch.equal(moved[beyond], x0[beyond])
+    assert not torch.equal(free.correct(x0)[beyond], x0[beyond])
+
+
+def test_images_that_are_clear_keep_their_bits():
+    x0 = 2 * draw(4, 3, *SIDE)
+    walled, _ = both(Shields.images(x0[:1].clamp(-1, 1)), 1.0)
+    assert torch.equal(walled.correct(x0)[1:], x0[1:])
+
+
+def test_the_sum_is_taken_once():
+    """Eq. 5 as the paper has it, from the picture: only what the walls leave of it."""
+    x0 = 0.8 * draw(5, 1, *SIDE)
+    x = x0.clamp(-1, 1)
+    z = torch.cat([x + 0.05 * draw(6, *SIDE), x + 0.05 * draw(7, *SIDE)]).clamp(-1, 1)
+    walled, _ = both(Shields.images(z), 1.2, overlap="sum")
+    d = distances(x, z)[0]
+    expected = x + ((1.2 / d - 1).reshape(2, 1, 1, 1) * (x - z)).sum(0)
+    assert torch.allclose(walled.correct(x0).clamp(-1, 1), expected.clamp(-1, 1), atol=1e-9)
