@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,9 @@ INTERVALS = ((0.05, 1.0), (0.05, 2.0), (0.05, 5.0), (0.2, 2.0), (0.2, 5.0), (0.5
 ANNEALED = ((0.6, 0.9, 0.1), (0.6, 0.9, 0.25), (0.5, 0.9, 0.5), (0.3, 0.8, 0.25), (0.3, 0.8, 1.0))
 STRENGTHS = (30.0, 100.0, 200.0, 400.0, 800.0)
 WEIGHTS = (0.75, 0.5, 0.25, 0.1, 0.0)
-DISCARDED = ((0.6, 4), (0.8, 4), (1.0, 4), (1.0, 8))
+DISCARDED = ((0.6, 4), (0.8, 4), (1.0, 4))
+LATE = 0.6  # noise level: from here on x0 are pictures of their own
+SCALES = (1.25, 1.5)  # of guidance, lower than the model's own
 
 
 def contenders() -> Iterator[Contender]:
@@ -43,6 +46,12 @@ def contenders() -> Iterator[Contender]:
     yield PLAIN
     for lam in LAMS:
         yield from (spell(share, lam) for share in RADII)
+    yield from (_named("SPELL, late", spell(share, start=LATE)) for share in RADII[:4])
+    for scale in SCALES:
+        for share in RADII[1:3]:
+            both = spell(share, start=LATE, guidance_scale=scale)
+            told = {**both.setting, "guidance_scale": scale}
+            yield replace(_named("SPELL, late, lower guidance", both), setting=told)
     for share in WEIGHTS:
         yield _of("lower guidance", {"share": share}, lambda unit, s=share: LowerGuidance(s))
     for low, high in INTERVALS:
@@ -61,6 +70,10 @@ def contenders() -> Iterator[Contender]:
             return GenerateAndDiscard(shields, share * unit, most=most)
 
         yield _of("generate and discard", {"radius": share, "most": most}, make)
+
+
+def _named(method: str, contender: Contender) -> Contender:
+    return replace(contender, method=method)
 
 
 def _of(method: str, setting: dict[str, Any], make: Callable[[float], Any]) -> Contender:

@@ -54,15 +54,24 @@ PLAIN = Contender("plain")
 
 
 def spell(
-    share: float, overcompensation: float = 1.0, overlap: str = "project", **call: Any
+    share: float,
+    overcompensation: float = 1.0,
+    overlap: str = "project",
+    start: float = 1.0,
+    **call: Any,
 ) -> Contender:
-    """SPELL as in Table 1: shields in the batch and around all images of the condition before."""
+    """SPELL as in Table 1: shields in the batch and around all images of the condition before.
+
+    They act from the noise level `start` on; `call` are settings of the pipeline's call.
+    """
 
     def make(unit: float) -> Spell:
         shields = Shields.batch() + Shields.history()
-        return Spell(shields, share * unit, overcompensation=overcompensation, overlap=overlap)
+        return Spell(shields, share * unit, overcompensation, overlap, window=(start, 0.0))
 
     setting: dict[str, Any] = {"radius": share, "overcompensation": overcompensation}
     if overlap != "project":
         setting["overlap"] = overlap
+    if start < 1:
+        setting["from level"] = start
     return Contender("SPELL", setting, make, call)
