@@ -38,7 +38,8 @@ class Spell(Guidance):
         overlap: "project" moves to one point outside all shields that overlap; "sum" adds the
             single moves up, as the paper does. With one active shield both are Eq. 5.
         window: (start, stop) noise levels sigma / (alpha + sigma) between which x0 is moved.
-        space: where distances are measured; by default that of the pipeline's latents. With a
+        space: where distances are measured; by default that of the pipeline's latents, or of the
+            pictures that x0 is clipped to, where those are pixels. With a
             `shielded.spaces.Semantic` the radius is in units of its features.
         every: look at every so many sampling calls only, the first and so on.
         landing: move finished images that are still inside. If False they are only certified.
@@ -84,7 +85,7 @@ class Spell(Guidance):
         self._calls = 0
 
     def shift(self, step: Step) -> Shift | None:
-        """Eq. 5 and Eq. 8, or the move outside of overlapping shields."""
+        """Eq. 5 and Eq. 8, or the move outside of overlapping shields; in a box, to a point of it."""
         start, stop = self.window
         self._calls += 1
         if (self._calls - 1) % self.every or not start >= step.noise_level >= stop:

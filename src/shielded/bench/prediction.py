@@ -23,7 +23,7 @@ TITLES = ("Distance from where it lands", "Pairs inside at the end")
 
 
 class Watch(Guidance):
-    """Moves nothing; keeps every expected output."""
+    """Moves nothing; keeps every expected image."""
 
     def __init__(self) -> None:
         self.x0: list[Tensor] = []
@@ -31,7 +31,7 @@ class Watch(Guidance):
 
     def shift(self, step: Step) -> Shift | None:
         """Only to look."""
-        self.x0.append(flat(step.x0))
+        self.x0.append(step.expected)
         self.level.append(step.noise_level)
         return None
 
