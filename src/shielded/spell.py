@@ -85,7 +85,7 @@ class Spell(Guidance):
         self._calls = 0
 
     def shift(self, step: Step) -> Shift | None:
-        """Eq. 5 and Eq. 8, or the move outside of overlapping shields; in a box, to a point of it."""
+        """Eq. 5 and Eq. 8, or the move outside of overlapping shields; in a box, within it."""
         start, stop = self.window
         self._calls += 1
         if (self._calls - 1) % self.every or not start >= step.noise_level >= stop:
