@@ -271,6 +271,31 @@ def test_a_gradient_that_vanishes_or_blows_up_leaves_the_image_and_says_so():
     assert bool((delta.norm(dim=1) <= most * (1 + 1e-9)).all())
 
 
+def test_a_history_is_of_one_space(tmp_path):
+    """Features of one space would pass for those of another, or for latents, of the same shape."""
+    pipe = load("tiny-sprites")
+    call = {"num_inference_steps": 2, "output_type": "latent"}
+    spell = Spell(Shields.history(), radius=0.2, space=Semantic(Colour()))
+    with spell.on(pipe):
+        pipe("book", generator=torch.Generator().manual_seed(3), **call)
+    spell.shields.histories[0].save(tmp_path / "h.safetensors")
+    for space in (None, Semantic(Style())):
+        kept = Shields.history(path=tmp_path / "h.safetensors")
+        name = "latent" if space is None else "style"
+        with (
+            pytest.raises(ShapeMismatch, match=f"'colour'.*'{name}': call forget"),
+            Spell(kept, radius=0.2, space=space).on(pipe),
+        ):
+            pass
+        assert len(kept.histories[0]) == 1, "nothing is lost"
+        kept.histories[0].forget()
+        Spell(kept, radius=0.2, space=space).prepare(pipe)
+    kept = Shields.history(path=tmp_path / "h.safetensors")
+    with Spell(kept, radius=0.2, space=Semantic(Colour())).on(pipe) as run:
+        pipe("book", generator=torch.Generator().manual_seed(3), **call)
+    assert run.certificates[0].source == "history"
+
+
 def test_histories_and_sets_hold_features(tmp_path):
     pytest.importorskip("lance")
     from PIL import Image

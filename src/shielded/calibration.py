@@ -20,7 +20,7 @@ from shielded.guidance import Guidance, Shift, Step
 from shielded.landing import Landing
 from shielded.spaces.fingerprint import fingerprint
 from shielded.spaces.semantic import Semantic
-from shielded.spaces.space import Space
+from shielded.spaces.space import Space, name_of
 
 __all__ = ["Calibration", "calibrate"]
 
@@ -123,7 +123,7 @@ def calibrate(
         num_images=num_images,
         shape=tuple(batches[0].shape[1:]),
         model=model,
-        space="latent" if space is None else space.embedding.name,
+        space=name_of(space),
     )
     if cache:
         _write(file, result)

@@ -4,6 +4,7 @@
 import json
 from collections.abc import Hashable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from shielded.errors import BadInput, ShapeMismatch
 from shielded.shields.field import References
 from shielded.shields.images import SCREEN, within
 from shielded.shields.shields import same_group
+from shielded.spaces.space import Space, name_of
 
 
 class History:
@@ -27,6 +29,7 @@ class History:
     def forget(self) -> None:
         """Empty the history."""
         self.latents: Tensor | None = None  # (K, ...) float32
+        self.space: str | None = None  # where they were measured; None is not known
         self.groups: list[Hashable] = []
         self._chosen: tuple[list[int], Tensor, Rough] | None = None
 
@@ -37,6 +40,19 @@ class History:
 
     def __len__(self) -> int:
         return len(self.groups)
+
+    def check(self, pipe: Any, space: Space | None = None) -> None:
+        """Raise ShapeMismatch if the images were measured in another space."""
+        name = name_of(space)
+        if len(self) and self.space not in (None, name):
+            raise ShapeMismatch(
+                f"the history was measured in the space {self.space!r}, distances are now those of "
+                f"{name!r}: call forget(), or keep one history a space."
+            )
+        self.space = name
+
+    def refresh(self) -> None:
+        """Nothing: it is always the newest."""
 
     def remember(self, latents: Tensor, groups: Sequence[Hashable]) -> None:
         """Add finished images (N, ...) with their groups."""
@@ -85,7 +101,7 @@ class History:
         return same_group(tuple(groups), tuple(self.groups[k] for k in mine), x.device)
 
     def save(self, path: str | Path) -> None:
-        """Write latents and groups as one safetensors file; groups must be JSON values."""
+        """Write latents, groups and space as one safetensors file; groups must be JSON values."""
         from safetensors.torch import save_file
 
         try:
@@ -95,7 +111,8 @@ class History:
         latents = torch.zeros(0) if self.latents is None else self.latents.contiguous().cpu()
         path = Path(path)
         part = path.with_name(path.name + ".part")
-        save_file({"latents": latents}, part, metadata={"groups": groups})
+        about = {"groups": groups} | ({} if self.space is None else {"space": self.space})
+        save_file({"latents": latents}, part, metadata=about)
         part.replace(path)  # a reader sees the old file or the new one, never half of it
 
     def load(self, path: str | Path) -> None:
@@ -104,8 +121,8 @@ class History:
 
         try:
             with safe_open(path, "pt") as file:
-                latents, groups = file.get_tensor("latents"), (file.metadata() or {})["groups"]
-                groups = [_hashable(key) for key in json.loads(groups)]
+                latents, about = file.get_tensor("latents"), file.metadata() or {}
+                groups = [_hashable(key) for key in json.loads(about["groups"])]
         except FileNotFoundError as error:
             raise BadInput(f"no history at {path}: save one there first.") from error
         except (SafetensorError, KeyError, OSError, ValueError) as error:
@@ -114,6 +131,7 @@ class History:
             raise BadInput(f"{path} is damaged: save the history again.")
         self.forget()
         self.latents, self.groups = (latents if groups else None), groups
+        self.space = about.get("space")
 
     def __repr__(self) -> str:
         return f"Shields.history({'' if self.radius is None else f'radius={self.radius}'})"

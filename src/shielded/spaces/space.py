@@ -32,6 +32,12 @@ DECODERS = (
 )
 
 
+def name_of(space: Space | None) -> str:
+    """What reports and files call a space: its embedding's name, or "latent"."""
+    embedding = getattr(space, "embedding", None)
+    return "latent" if embedding is None else embedding.name
+
+
 def bound(space: Space | None, pipe: Any) -> Space:
     """The space, told how `pipe` decodes if that is its matter; the pipeline's own for None."""
     if space is None:
