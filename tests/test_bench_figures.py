@@ -160,7 +160,9 @@ def test_what_x0_foretells():
 def test_a_row_of_sparsity():
     ratio = torch.tensor([[0.5, 0.02, 0, 0], [0.1, 0, 0.1, 0], [0, 0, 0, 0], [0, 0, 0, 0.2]])
     level = torch.tensor([1.0, 0.7, 0.4, 0.1]).double()
-    told = sparsity.row(ratio, level)
+    told = sparsity.row(ratio, ratio > 0, level)
+    from_noise = torch.tensor([[1, 1, 0, 0], [0, 0, 0, 0]]).bool()
+    assert sparsity.row(0.1 * ratio[:2], from_noise, level)["ever moved"] == "50%"
     assert told["ever moved"] == "75%"
     assert told["from level 0.5 on"] == "50%"  # the second and the last image
     assert told["at the last call"] == "25%"

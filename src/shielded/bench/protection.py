@@ -113,8 +113,8 @@ def row(
         "inside": f"{100 * inside(distance, radius) / len(distance):.2f}%",
         **{name: round(told[name], 4) for name in ("precision", "recall", "vendi") if name in told},
         "s an image": round(drawn.seconds / len(distance), 4),
-        "moved": f"{100 * float((drawn.ratio > 0).any(-1).double().mean()):.1f}%"
-        if drawn.ratio.numel()
+        "moved": f"{100 * float((drawn.active > 0).any(-1).double().mean()):.1f}%"
+        if drawn.active.numel()
         else "",
         "not clear": drawn.unclear if title != "plain" else "",
     }

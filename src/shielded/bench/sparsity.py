@@ -88,10 +88,12 @@ def run(
         for setup in setups:
             gallery = Gallery(one, setup.count, folder, progress)
             drawn = gallery.draw(setup.contender)
-            ratio = drawn.ratio[:, -setup.watched :].flatten(0, 1)
-            table.add(**{"shields": setup.title, **row(ratio, drawn.level)})
+            ratio, active = (
+                x[:, -setup.watched :].flatten(0, 1) for x in (drawn.ratio, drawn.active)
+            )
+            table.add(**{"shields": setup.title, **row(ratio, active > 0, drawn.level)})
             level = drawn.level.tolist()
-            charts["Images moved"][setup.title] = Curve(level, _percent(ratio > 0).tolist())
+            charts["Images moved"][setup.title] = Curve(level, _percent(active > 0).tolist())
             strong = ratio.quantile(0.95, 0).tolist()
             charts["Strength, 95 of 100"][setup.title] = Curve(level, strong)
             keep(table)
@@ -99,13 +101,15 @@ def run(
         "Images moved": ("noise level: 1 is noise, 0 the image", "% of images"),
         "Strength, 95 of 100": ("noise level", "|delta| / |score|"),
     }
-    table.figures["curves"] = panels(charts, labels, falling=True)
+    table.figures["curves"] = panels(charts, labels, falling=True, log={"Strength, 95 of 100"})
     return table
 
 
-def row(ratio: Tensor, level: Tensor) -> dict[str, Any]:
-    """What a set-up's strengths (N, T) at noise levels (T,), falling, say."""
-    moved = ratio > 0
+def row(ratio: Tensor, moved: Tensor, level: Tensor) -> dict[str, Any]:
+    """What a set-up's strengths (N, T), and who was moved, at noise levels (T,), falling, say.
+
+    From pure noise a move has no strength: there the score knows nothing of x0.
+    """
     last = moved.flip(1).cumsum(1).flip(1) > 0  # now or later
     calls = torch.arange(ratio.shape[1])
     first = torch.where(moved, calls, len(calls)).amin(1)
@@ -119,7 +123,7 @@ def row(ratio: Tensor, level: Tensor) -> dict[str, Any]:
         )
     told["at the last call"] = _said(moved[:, -1])
     told["stopped for good"] = f"{100 * float(whole):.0f}%"
-    strong = ratio[moved] if bool(moved.any()) else ratio.new_zeros(1)
+    strong = ratio[ratio > 0] if bool((ratio > 0).any()) else ratio.new_zeros(1)
     told |= {"median strength": float(strong.median()), "largest": float(strong.max())}
     told["below 5%"] = _said(strong < 0.05)
     return told

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,18 @@ from shielded.report.trace_plot import LIGHT, calm
 
 __all__ = ["Curve", "heat", "panels"]
 
-COLOURS = ("#ff8c00", "#2f6f9f", "#5a9a5a", "#8a63a8", "#b5534c", "#4d4d52", "#c2a33a", "#4aa6a6")
+COLOURS = (
+    "#ff8c00",
+    "#2f6f9f",
+    "#5a9a5a",
+    "#8a63a8",
+    "#b5534c",
+    "#4d4d52",
+    "#c2a33a",
+    "#4aa6a6",
+    "#e08fb2",
+    "#9aa0a6",
+)
 
 
 @dataclass(frozen=True)
@@ -28,10 +39,12 @@ def panels(
     charts: Mapping[str, Mapping[str, Curve]],
     labels: Mapping[str, tuple[str, str]],
     falling: bool = False,
+    log: Collection[str] = (),
 ) -> bytes:
     """PNG of charts side by side: title -> {method: curve}, and the names of each one's axes.
 
-    `falling`: large x are on the left, as noise levels are while an image is made.
+    `falling`: large x are on the left, as noise levels are while an image is made. `log` are the
+    titles of charts whose y axis is logarithmic; zeros are left out there.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -57,11 +70,16 @@ def panels(
         axes.set_title(title, loc="left", color=LIGHT.ink, fontsize=11)
         axes.set_xlabel(labels[title][0], color=LIGHT.ink, fontsize=9)
         axes.set_ylabel(labels[title][1], color=LIGHT.ink, fontsize=9)
+        if title in log:
+            axes.set_yscale("log", nonpositive="mask")
         if falling:
             axes.invert_xaxis()
         calm(axes, LIGHT)
     if len(methods) > 1:
-        grid[-1].legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.02, 0.5))
+        named = [axes.get_legend_handles_labels() for axes in grid]
+        lines = {name: line for found in named for line, name in zip(*found, strict=True)}
+        place = {"loc": "center left", "bbox_to_anchor": (1.02, 0.5)}
+        grid[-1].legend(lines.values(), lines.keys(), fontsize=8, frameon=False, **place)
     figure.tight_layout()
     return _png(figure)
 
