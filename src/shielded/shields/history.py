@@ -51,9 +51,6 @@ class History:
             )
         self.space = name
 
-    def refresh(self) -> None:
-        """Nothing: it is always the newest."""
-
     def remember(self, latents: Tensor, groups: Sequence[Hashable]) -> None:
         """Add finished images (N, ...) with their groups."""
         latents = latents.detach().to(torch.float32)

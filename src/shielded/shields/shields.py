@@ -119,8 +119,9 @@ class Shields:
     def check(self, pipe: Any, space: Space | None = None) -> None:
         """Raise ShapeMismatch if a source was made for another model or space than `pipe`'s."""
         for source in self.sources:
-            if isinstance(source, Lasting):
-                source.check(pipe, space)
+            check = getattr(source, "check", None)
+            if check is not None:
+                check(pipe, space)
 
     def refresh(self) -> None:
         """Let sources that change by themselves take up their newest state."""
