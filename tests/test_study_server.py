@@ -212,7 +212,10 @@ def test_the_command_serves_until_interrupted_and_reports(tmp_path):
     folder = make(tmp_path, 4, same=(2,))
     (folder / "plain" / "none.png").write_bytes((folder / "plain" / "000.png").read_bytes())
     env = os.environ | {"PYTHONPATH": str(Path(shielded.__file__).parents[1])}
-    command = [sys.executable, "-m", "shielded.cli", "study", str(folder), "--json"]
+    # Tests that run in the background inherit an ignored Ctrl-C: a terminal's command does not.
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"{heard}; from shielded.cli import main; main()"
+    command = [sys.executable, "-c", code, "study", str(folder), "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env) as run:
         told = json.loads(run.stdout.readline())
         assert (told["pairs"], told["identical_pairs"]) == (3, 1)
@@ -220,7 +223,7 @@ def test_the_command_serves_until_interrupted_and_reports(tmp_path):
             lambda left, right: "left" if left == "plain" else "no preference"
         )
         run.send_signal(signal.SIGINT)
-        said = run.communicate()[1]
+        said = run.communicate(timeout=60)[1]
         assert b"no partner: none.png." in said
         assert b"answers.jsonl" in said
         assert run.returncode == 0
