@@ -277,6 +277,7 @@ def test_a_history_is_of_one_space(tmp_path):
     call = {"num_inference_steps": 2, "output_type": "latent"}
     spell = Spell(Shields.history(), radius=0.2, space=Semantic(Colour()))
     with spell.on(pipe):
+        spell.forget()  # of images, not of the space that the next ones are measured in
         pipe("book", generator=torch.Generator().manual_seed(3), **call)
     spell.shields.histories[0].save(tmp_path / "h.safetensors")
     for space in (None, Semantic(Style())):

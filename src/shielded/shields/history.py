@@ -24,12 +24,12 @@ class History:
 
     def __init__(self, radius: float | None = None):
         self.radius = radius
+        self.space: str | None = None  # where its images are measured; None is not known
         self.forget()
 
     def forget(self) -> None:
         """Empty the history."""
         self.latents: Tensor | None = None  # (K, ...) float32
-        self.space: str | None = None  # where they were measured; None is not known
         self.groups: list[Hashable] = []
         self._chosen: tuple[list[int], Tensor, Rough] | None = None
 
