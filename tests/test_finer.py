@@ -94,6 +94,32 @@ def test_the_closest_by_finer_sketches_is_the_closest(folder):
     assert sum("finer" in name for name in kept) == 3
 
 
+def test_all_within_reach_by_finer_sketches_are_all(folder):
+    """Radii at which many, few and hardly any are near; what was ruled out need not be fetched."""
+    generator = torch.Generator().manual_seed(3)
+    z = points(folder)
+    x = z[::60].double() + 0.2 * torch.randn(5, 64, generator=generator)
+    axes = load(folder, 1.0)[0].finer.basis.axes
+    x[0] = z[0] + 2.0 * axes[0] + 1.0 * axes[15]  # a distance that finer sketches tell exactly
+    d = distances(x, z)
+    for radius in (float(d[0, 0]), *(float(d.quantile(share)) for share in (0.002, 0.02, 0.2))):
+        screen, coarse = load(folder, radius)[0], load(folder, radius)[0]
+        coarse.finer, read = None, []
+        for one in (screen, coarse):
+            fetched, fetch = [], one.fetch
+
+            def counted(rows, fetch=fetch, fetched=fetched):
+                fetched.extend(rows)
+                return fetch(rows)
+
+            one._memory.fetch = counted
+            row = one.near(x).row
+            assert set((d <= radius).any(0).nonzero()[:, 0].tolist()) <= set(row.tolist())
+            assert bool((d[:, row] <= radius * (1 + 1e-6)).any(0).all())
+            read.append(len(fetched) - len(row))
+        assert read[0] < read[1]
+
+
 def test_finer_sketches_are_made_only_where_they_are_kept_and_pay(folder, monkeypatch):
     keep = ProtectedSet.keep
 

@@ -204,6 +204,48 @@ def test_ten_thousand_heavy_overlaps():
 
 
 @some
+@given(seeds, st.integers(130, 600), st.integers(2, 90))
+def test_hundreds_of_shields_at_once_are_all_cleared(seed, m, d):
+    """Fewer or more than dimensions, in clusters and with copies: those left first are not all."""
+    centres = draw(seed, 1 + seed % 7, d)
+    z = centres[torch.arange(m) % len(centres)] + 0.1 * draw(seed + 1, m, d)
+    z[-m // 4 :] = z[: m // 4 + (m % 4 > 0)]
+    x = centres.mean(0) + 0.1 * draw(seed + 2, 4, d)
+    r = float(torch.cdist(x, z).quantile(0.7)) * (1 + 0.1 * draw(seed + 3, m).abs())
+    y, near = project(x, z, r**2, everyone(4, m), spare(seed, x))
+    assert bool((near.sum(1) > 64).any()), "the case must be a hard one"
+    assert bool((near | ~(torch.cdist(x, z) < r)).all()), "all that x was inside of are counted"
+    assert float(clearance(y, z, r).min()) >= 1 - 1e-9
+
+
+@some
+@given(seeds, st.integers(1, 60))
+def test_shields_out_of_reach_do_not_count(seed, m):
+    """A few near ones among hundreds move an image as if they were alone."""
+    d = m + 30
+    z, far = draw(seed, m, d, scale=0.3), draw(seed + 1, 300, d) + 100
+    x, r = draw(seed + 2, 3, d, scale=0.3), 3.0 + draw(seed + 3, m).abs()
+    alone, near = project(x, z, r**2, everyone(3, m), spare(seed, x))
+    everything, radii = torch.cat([z, far]), torch.cat([r, torch.ones(300, dtype=r.dtype)])
+    among, found = project(x, everything, radii**2, everyone(3, m + 300), spare(seed, x))
+    assert torch.allclose(among, alone, atol=1e-7)
+    assert torch.equal(found[:, :m], near)
+    assert not found[:, m:].any()
+
+
+def test_a_move_from_hundreds_is_no_longer_than_from_all_at_once():
+    """Of a dense cluster the deepest say where the way out is: leaving them leaves the rest."""
+    d, m = 700, 400
+    z = 0.5 * draw(0, m, d) / math.sqrt(d)
+    x = 0.3 * draw(1, 8, d) / math.sqrt(d)
+    r2 = torch.ones(m, dtype=torch.float64)
+    y, near = project(x, z, r2, everyone(8, m), spare(2, x))
+    assert bool(near.all())
+    whole, _ = outside_hull(Gram.of(x, z), r2, near, spare(2, x))
+    assert float(((y - x).norm(dim=1) / (whole - x).norm(dim=1)).max()) <= 1
+
+
+@some
 @given(seeds, st.integers(2, 30))
 def test_shields_entered_on_the_way_join_the_hull(seed, m):
     """The move stays normal to all shields that counted, those entered later included."""

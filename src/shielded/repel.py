@@ -23,6 +23,7 @@ from shielded.distances import squared_distances
 __all__ = ["Gram", "escape", "outside_hull", "project", "repel_sum"]
 
 ROUNDS = 64  # how often a move may meet new shields before straight lines are searched instead
+MOST = 64  # shields that join a move at once, the deepest: of hundreds these clear almost all
 LINES = 64  # directions of that search, besides those away from each reference
 
 
@@ -33,9 +34,10 @@ class Gram:
     x: Tensor  # (B, D), centred
     z: Tensor  # (M, D), centred
     origin: Tensor  # (D,)
+    size: Tensor  # (M,) <z_m, z_m>
     xx: Tensor  # (B,) <x_b, x_b>
     xz: Tensor  # (B, M) <x_b, z_m>
-    zz: Tensor  # (M, M) <z_m, z_n>
+    zz: Tensor | None  # (M, M) <z_m, z_n>; of many references only those of a few are worth it
 
     @classmethod
     def of(cls, x: Tensor, z: Tensor) -> Gram:
@@ -43,13 +45,14 @@ class Gram:
         origin = z.mean(0) if len(z) else x.new_zeros(x.shape[1])
         centred = z - origin
         images = centred if x is z else x - origin
-        zz = centred @ centred.T
-        xz = zz if x is z else images @ centred.T
-        return cls(images, centred, origin, images.square().sum(1), xz, zz)
+        zz = centred @ centred.T if len(z) <= MOST else None
+        xz = zz if x is z and zz is not None else images @ centred.T
+        size = centred.square().sum(1) if zz is None else zz.diagonal()
+        return cls(images, centred, origin, size, images.square().sum(1), xz, zz)
 
     def distances(self) -> Tensor:
         """|x_b - z_m|^2 (B, M); what is not well above its own rounding error is 0."""
-        norms = self.xx[:, None] + self.zz.diagonal()
+        norms = self.xx[:, None] + self.size
         d2 = norms - 2 * self.xz
         return torch.where(d2 > 1e-13 * norms, d2, 0.0)
 
@@ -57,7 +60,13 @@ class Gram:
         """The same for some of the images."""
         if len(rows) == len(self.x):
             return self
-        return Gram(self.x[rows], self.z, self.origin, self.xx[rows], self.xz[rows], self.zz)
+        x, xx, xz = self.x[rows], self.xx[rows], self.xz[rows]
+        return Gram(x, self.z, self.origin, self.size, xx, xz, self.zz)
+
+    def columns(self, some: Tensor) -> Gram:
+        """The same for some of the references."""
+        z = self.z[some]
+        return Gram(self.x, z, self.origin, self.size[some], self.xx, self.xz[:, some], z @ z.T)
 
 
 def repel_sum(x: Tensor, z: Tensor, r: Tensor, allowed: Tensor) -> Tensor:
@@ -75,25 +84,28 @@ def project(
 ) -> tuple[Tensor, Tensor]:
     """Move each image outside every allowed shield: y (B, D), and near (B, M), all that counted.
 
-    `outside_hull` of the shields that x is inside of; if y enters further ones, they join and the
-    formula is applied again. What the formula cannot clear (as many shields as dimensions) goes
-    to `escape`. An image that is inside no shield comes back unchanged. `spare` gives directions
-    (B, D) and is asked only where an image lies on its references.
+    `outside_hull` of the shields that x is inside of, the MOST deepest where there are more; those
+    that y is still or newly inside of join, and the formula is applied again. What the formula
+    cannot clear (as many shields as dimensions) goes to `escape`. An image that is inside no
+    shield comes back unchanged. `spare` gives directions (B, D) and is asked only where an image
+    lies on its references.
     """
     gram = Gram.of(x, z)
-    near = allowed & (gram.distances() < r2)
+    d2 = gram.distances()
+    near = allowed & (d2 < r2)
     rows = near.any(1).nonzero()[:, 0]
     if not len(rows):
         return x, near
-    y = x
+    y, left = x, _deepest(near, d2, r2)
     for _ in range(ROUNDS):
-        out, d2 = outside_hull(gram.rows(rows), r2, near[rows], lambda rows=rows: spare()[rows])
+        out, d2 = outside_hull(gram.rows(rows), r2, left[rows], lambda rows=rows: spare()[rows])
         y = out if len(rows) == len(x) else y.index_copy(0, rows, out)
-        entered = allowed[rows] & (d2 < r2 * (1 - 1e-9)) & ~near[rows]
+        entered = allowed[rows] & (d2 < r2 * (1 - 1e-9)) & ~left[rows]
         lost = d2.isnan().any(1)
         for b in rows[lost].tolist():
             y[b] = escape(x[b], z[allowed[b]], r2[allowed[b]])
         near[rows] |= entered
+        left[rows] |= _deepest(entered, d2, r2)
         rows = rows[entered.any(1) & ~lost]
         if not len(rows):
             return y, near
@@ -119,7 +131,12 @@ def outside_hull(
 
     Returns y (B, D) and its squared distances (B, M) to all references.
     """
+    every = gram
+    if gram.zz is None:
+        some = near.any(0).nonzero()[:, 0]
+        gram, r2, near = gram.columns(some), r2[some], near[:, some]
     x, z, zz = gram.x, gram.z, gram.zz
+    assert zz is not None
     index, valid = _indices(near)  # (B, K)
     base = index[:, :1]  # z_a, the first near reference of each row
     solve = _projector(zz, index, valid)
@@ -140,12 +157,12 @@ def outside_hull(
     w.div_(size)
     if bool(flat.any()):
         w = torch.where(flat, _orthogonal(spare(), lambda v: along_hull(v @ z.T) @ z), w)
-    d2 = (pp + zz.diagonal() - 2 * pz).clamp_(min=0)  # |p - z_m|^2
+    d2 = (pp + gram.size - 2 * pz).clamp_(min=0)  # |p - z_m|^2
     t = torch.where(near, r2 - d2, -torch.inf).amax(1, keepdim=True).clamp(min=0).sqrt()
     t = torch.maximum(t, torch.where(flat, 0.0, size))
-    wz = w @ z.T
-    wp = (weights * wz).sum(1, keepdim=True)
-    return p.add_(w.mul_(t)).add_(gram.origin), d2 + t * t + 2 * t * (wp - wz)
+    y = p.add_(w.mul_(t))
+    d2 = y.square().sum(1, keepdim=True) + every.size - 2 * (y @ every.z.T)
+    return y.add_(gram.origin), d2
 
 
 def escape(x: Tensor, z: Tensor, r2: Tensor, targets: Tensor | None = None) -> Tensor:
@@ -202,6 +219,14 @@ def _orthogonal(v: Tensor, onto: Callable[[Tensor], Tensor]) -> Tensor:
         length = vector_norm(v, dim=1, keepdim=True)
         v = torch.where(length > 1e-7, v / length, torch.nan)
     return v
+
+
+def _deepest(near: Tensor, d2: Tensor, r2: Tensor) -> Tensor:
+    """Of the near references (B, M) of each row the MOST that it is deepest inside of."""
+    if near.shape[1] <= MOST or int(near.sum(1).max()) <= MOST:
+        return near.clone()
+    few = torch.where(near, d2 - r2, torch.inf).topk(MOST, dim=1, largest=False).indices
+    return near & torch.zeros_like(near).scatter_(1, few, True)
 
 
 def _indices(near: Tensor) -> tuple[Tensor, Tensor]:

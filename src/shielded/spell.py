@@ -98,11 +98,10 @@ class Spell(Guidance):
         if not field.may_hold(x):
             return None
         spare = _once(lambda: _spare(step))
-        y, near = self._outside(x, field, step.groups, spare)
+        y, near = self._outside(x, field, step.groups, spare, step.box)
         if not bool(near.any()):
             return None
         if step.box is not None:
-            y = self._boxed(y, step.box, lambda y: self._outside(y, field, step.groups, spare)[0])
             # Numbers beyond a wall that stay there are as good as on it: they are left alone.
             x = torch.where(y == x, x, flat(step.x0))
         return Shift((y - x).mul_(self.overcompensation), near.sum(1))
@@ -143,40 +142,36 @@ class Spell(Guidance):
         )
         return None if moved is None else Shift(moved[0], moved[1].sum(1))
 
-    def _boxed(
-        self, y: Tensor, box: tuple[float, float], outside: Callable[[Tensor], Tensor]
-    ) -> Tensor:
-        """y (B, D) in the box: what its walls take away from a move, the other numbers make up."""
-        held = y.clamp(*box)
-        for _ in range(0 if self.overlap == "sum" else ROUNDS):
-            if torch.equal(held, y):
-                break
-            y = outside(held)
-            held = y.clamp(*box)
-        return held
-
     def _outside(
         self,
         x: Tensor,
         field: Field,
         groups: tuple[Hashable, ...],
         spare: Callable[[], Tensor],
+        box: tuple[float, float] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Where x (B, D) should be instead, and the shields (B, M) it is inside of."""
         if self.overlap == "sum":
-            return _summed(x, field, spare)
+            y, near = _summed(x, field, spare)
+            return y if box is None else y.clamp(*box), near
         z, r, allowed = field.z, field.r, field.allowed
-        while True:  # until no move has entered a shield that was left out
+
+        def leave(x: Tensor) -> tuple[Tensor, Tensor]:
             y, near = project(x, z, r**2, allowed, spare)
             if not finite(y):
                 raise ShieldedError("no way out of the shields was found: use a smaller radius.")
+            return y, near
+
+        while True:  # until no move has entered a shield that was left out
+            y, near = leave(x)
             if field.whole or not bool(near.any()):
-                return y, near
+                break
             new_z, new_r, new_allowed = field.entered(y, groups)
             if not len(new_r):
-                return y, near
+                break
             z, r = torch.cat([z, new_z]), torch.cat([r, new_r])
             allowed = torch.cat([allowed, new_allowed], 1)
+        return y if box is None else _boxed(y, box, lambda y: leave(y)[0]), near
 
     def _field(self, x: Tensor, step: Step) -> Field:
         return self.shields.field(x, step.groups, self.radius)
@@ -186,6 +181,17 @@ class Spell(Guidance):
             f"Spell({self.shields!r}, radius={self.radius}, "
             f"overcompensation={self.overcompensation}, overlap={self.overlap!r})"
         )
+
+
+def _boxed(y: Tensor, box: tuple[float, float], leave: Callable[[Tensor], Tensor]) -> Tensor:
+    """y (B, D) in the box: what its walls take away from a move, the other numbers make up."""
+    held = y.clamp(*box)
+    for _ in range(ROUNDS):
+        if torch.equal(held, y):
+            break
+        y = leave(held)
+        held = y.clamp(*box)
+    return held
 
 
 def _summed(x: Tensor, field: Field, spare: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:

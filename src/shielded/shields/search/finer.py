@@ -41,13 +41,21 @@ class Finer:
         """(B, M) float32: what distances of x (B, D) to rows (M,), ascending, are at least."""
         a, blur = self.basis.query(x)
         found = torch.empty((len(x), len(row)), dtype=torch.float32, device=x.device)
-        ends = torch.searchsorted(row, torch.tensor(self._ends, device=row.device)).tolist()
+        for start in range(0, len(row), AT_ONCE):
+            some = slice(start, start + AT_ONCE)
+            parts = (part.to(x.device) for part in self._read(row[some].cpu()))
+            found[:, some] = Sketch(*parts).bounds(a, blur)
+        return found
+
+    def _read(self, row: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Sketches, what they lost and their squares, of rows (M,), ascending."""
+        ends = torch.searchsorted(row, torch.tensor(self._ends)).tolist()
+        found = []
         for piece, begin, (start, end) in zip(
             self._pieces, self._ends, pairwise(ends), strict=False
         ):
-            for at in range(start, end, AT_ONCE):
-                some = slice(at, min(at + AT_ONCE, end))
-                place = piece.place[(row[some] - begin).cpu()]
-                parts = (piece.core[place], piece.lost[place], piece.square[place])
-                found[:, some] = Sketch(*(part.to(x.device) for part in parts)).bounds(a, blur)
-        return found
+            if start < end:
+                place = piece.place[row[start:end] - begin]
+                found.append((piece.core[place], piece.lost[place], piece.square[place]))
+        core, lost, square = zip(*found, strict=True)
+        return torch.cat(core), torch.cat(lost), torch.cat(square)

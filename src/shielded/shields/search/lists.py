@@ -22,7 +22,8 @@ __all__ = ["List", "Lists"]
 SHARES = (1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64)  # of a list, that the next may have
 SAMPLE = 1024  # margins that tell how many others there are
 WORTH = 0.8  # of the cost of a list, that it must be cheaper to make another
-AHEAD = 0.5  # of a list's skin, that it is made further on: queries go on as they went
+TAKE = 2.0  # times as long as reading sketches: to put them into another list
+AHEAD = 0.7  # of a list's skin, that it is made further on: queries go on as they went
 STEPS = 20  # and no more calls further on than these
 SHORTEST = 128  # lists of so few are not shortened
 TRACKS = 2  # lists of each length: images, and where they were moved to
@@ -127,8 +128,9 @@ class Lists:
         best, spare, most = WORTH, -inf, 0.0
         for share, next_out in zip(shares, spares, strict=True):
             calls = (min(next_out, left) - need) / max(pace, 1e-300)
-            if calls > 1 and share + 1 / calls < best:
-                best, spare, most = share + 1 / calls, min(next_out, left), 2 * share * len(margin)
+            cost = share + (1 + TAKE * share) / calls if calls > 1 else inf
+            if cost < best:
+                best, spare, most = cost, min(next_out, left), 2 * share * len(margin)
         few = (~(margin > spare)).nonzero()[:, 0]
         return few, spare if len(few) <= most else -inf
 

@@ -73,6 +73,9 @@ class Screen:
         row = self._lists.near(asked, blur, reach)
         wide = up(self.radius[row] + reach)
         row, wide = self._unknown(asked, row, wide)
+        if self.finer is not None and len(row) > MANY:
+            left = (~(self.finer.bounds(x, row) > wide)).any(0).nonzero()[:, 0]
+            row, wide = row[left], wide[left]
         low, high = self._memory.measure(asked, row)
         hit, open = (high <= wide).any(0), ~(low > wide).all(0)
         some = row[open]

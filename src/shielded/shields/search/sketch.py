@@ -23,12 +23,12 @@ from shielded.distances import full_precision, roundoff
 
 __all__ = ["Basis", "Sketch"]
 
-WIDTHS = (8, 16, 32, 64, 128)  # dimensions m that a fit chooses from
+WIDTHS = (7, 15, 31, 63, 127)  # dimensions m that a fit chooses from: with rho, whole cache lines
 FINE, MANY = 512, 64  # dimensions of finer sketches, and how many false alarms are worth them
 FEWER = 4  # times, than without them
 SCAN = 1e-10  # seconds to read one number of the sketch: about 10 GB/s in float32
 FETCH = 5e-5  # seconds to fetch and measure one reference from disk
-CHUNK = 1 << 15  # rows of one matrix product: its result stays in the cache
+CHUNK = 1 << 20  # bounds of one matrix product: they stay in the cache
 FEW = 4096  # rows that are worth float32
 MOST = 3e38  # what is further than float32 can tell is no nearer
 TINY = 2.0**-100  # more than what is lost where float32 has no smaller numbers
@@ -172,7 +172,7 @@ class Sketch:
         query, below, off, share = self._query(a, blur)
         found = torch.empty((len(a), len(self)), dtype=torch.float32, device=a.device)
         for part, v in self._products(query):
-            d2 = v.to(torch.float32).mul_(-2).add_(below).add_(self.square[part, None], alpha=share)
+            d2 = v.to(torch.float32).add_(below).add_(self.square[part, None], alpha=share)
             d = d2.nan_to_num_(nan=0.0).clamp_(0, MOST).sqrt_()
             found[:, part] = (d - self.lost[part, None] - off).T
         return found
@@ -183,45 +183,45 @@ class Sketch:
         `wide` (N,) float32 is each radius with what was `lost`. NaN where float32 overflowed.
         """
         query, below, off, share = self._query(a, blur)
-        half = below / 2
         found = torch.empty(len(self), dtype=torch.float32, device=a.device)
         for part, v in self._products(query):
             # By steps of one dtype each: what mixes them is several times slower.
-            torch.amax(v.to(torch.float32).sub_(half), 1, out=found[part])
-        found.mul_(-2).add_(self.square, alpha=share).clamp_(0, MOST).sqrt_().sub_(wide)
+            torch.amin(v.to(torch.float32).add_(below), 1, out=found[part])
+        found.add_(self.square, alpha=share).clamp_(0, MOST).sqrt_().sub_(wide)
         return found.sub_(float(off.max()))
 
     def within(self, a: Tensor, blur: Tensor, limit: Tensor) -> Tensor:
         """Places (V,) of all that may be within limit (B,) float64 of the query it is for.
 
         |a_x - a_z|^2 <= t^2 where t is the limit and all that was lost, at most: by (2) that needs
-        v - (xx - t^2) / 2 >= zz / 2, of which the left side needs only its largest.
+        xx - t^2 - 2 v <= -zz, of which the left side needs only its smallest.
         """
         query, below, off, share = self._query(a, blur)
         lost = float(self.lost.max()) if len(self) else 0.0
         far = (limit + off + lost) * (1 + 1e-6)
-        half = -up((far * far - below) / 2)
+        rest = -up(far * far - below)
         found = []
         for part, v in self._products(query):
-            gap = v.to(torch.float32).sub_(half).amax(1).sub_(self.square[part], alpha=share / 2)
+            gap = v.to(torch.float32).add_(rest).amin(1).add_(self.square[part], alpha=share)
             # What overflowed tells nothing.
-            out = (gap < 0) & (gap > -torch.inf)
+            out = (gap > 0) & (gap < torch.inf)
             found.append((~out).nonzero()[:, 0] + part.start)
         return torch.cat(found)
 
     def _query(self, a: Tensor, blur: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
-        """Queries as they are multiplied, their part of (2), what they are off by, and 1 - e."""
+        """-2 a_x as it is multiplied, the part of a_x in (2), what it is off by, and 1 - e."""
         query, off = rounded(a, torch.bfloat16 if self.direct else torch.float32)
         sums = (a.shape[1] + 16) * 2.0**-24  # roundings of float32 on the way to a margin
         share = 1 - 2 * (sums + (2.0**-9 if self.direct else roundoff(a.shape[1])))  # e twice
         xx = query.to(torch.float64).square().sum(1)
         below = xx * share - TINY * (1 + xx.sqrt())
-        return query.T, -up(-below), up(off + blur), share
+        return -2 * query.T, -up(-below), up(off + blur), share
 
     def _products(self, query: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """<a_z, a_x> (n, B) for pieces of all rows, small enough for the cache."""
-        for start in range(0, len(self), CHUNK):
-            part = slice(start, start + CHUNK)
+        """-2 <a_z, a_x> (n, B) for pieces of all rows, small enough for the cache."""
+        size = max(1, CHUNK // max(1, query.shape[1]))
+        for start in range(0, len(self), size):
+            part = slice(start, start + size)
             core = self.core[part] if self.direct else self.core[part].to(torch.float32)
             with full_precision(core.device.type):
                 v = core @ query
