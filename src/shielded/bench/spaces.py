@@ -23,6 +23,7 @@ from shielded.shields import Shields
 from shielded.spaces import Colour, Location, Network, Semantic, Style
 from shielded.spell import Spell
 
+MODELS = ("tiny-sprites", "tiny-fashion")
 IMAGES = 8
 SHARE = 1.2  # of the median distance of a plain batch, in each space
 STRENGTHS = {"colour": 5.0, "location": 5.0, "style": 5.0}  # of kernel repulsion
@@ -68,31 +69,41 @@ def run(
     keep: Callable[[Table], None] = lambda table: None,
     work: Path | None = None,
     images: int = IMAGES,
-    model: str = "tiny-sprites",
     one: Subject | None = None,
+    autocast: bool = False,
 ) -> Table:
-    """`images` of each condition, made together, from the same seeds in each way."""
-    one = one or subject(model, steps=4 if smoke else None)
-    if smoke:
-        images, one.conditions = 6, one.conditions[:2]
-    known = spaces("fashion" if one.name == "tiny-fashion" else "sprites")
-    table = Table("spaces", f"{one.name}: kept apart in one space, measured in all")
+    """`images` of each condition, made together, from the same seeds in each way.
+
+    `one` is measured alone; by default both bundled models are, with `autocast` in bfloat16.
+    """
+    images = 6 if smoke else images
+    table = Table("spaces", "Kept apart in one space, measured in all")
     table.notes.append("Columns of spaces: the mean distance of two images of a condition there,")
     table.notes.append("of the plain images' own. Change: root mean square difference to the plain")
     table.notes.append(f"images, colours from 0 to 1. Radius {SHARE}: of the median distance of a")
-    table.notes.append("plain batch in that space.")
+    table.notes.append(f"plain batch in that space. {images} images of each condition.")
     with place(work) as folder:
-        gallery = Gallery(one, images, folder, progress)
-        plain = gallery.draw(PLAIN)
-        measured = {name: apart(space, plain) for name, space in known.items()}
-        table.add(images="plain", **row(one, plain, plain, known, measured))
-        for contender in contenders(known):
-            drawn = gallery.draw(contender)
-            title = f"{contender.method}, {contender.setting['space']}"
-            table.add(images=title, **row(one, drawn, plain, known, measured))
-            keep(table)
-    table.figures["spread"] = picture(table)
+        for name in MODELS if one is None else (one.name,):
+            this = one or subject(name, steps=4 if smoke else None, autocast=autocast)
+            if smoke:
+                this.conditions = this.conditions[:2]
+            compare(this, Gallery(this, images, folder, progress), table, keep)
+            table.figures[name] = picture(table, name)
     return table
+
+
+def compare(one: Subject, gallery: Gallery, table: Table, keep: Callable[[Table], None]) -> None:
+    """A row for each way of a model."""
+    known = spaces("fashion" if one.name == "tiny-fashion" else "sprites")
+    plain = gallery.draw(PLAIN)
+    measured = {name: apart(space, plain) for name, space in known.items()}
+    table.add(model=one.name, images="plain", **row(one, plain, plain, known, measured))
+    for contender in contenders(known):
+        drawn = gallery.draw(contender)
+        title = f"{contender.method}, {contender.setting['space']}"
+        told = row(one, drawn, plain, known, measured)
+        table.add(model=one.name, images=title, **told)
+        keep(table)
 
 
 def row(
@@ -119,12 +130,12 @@ def apart(space: Semantic, drawn: Drawn) -> float:
     return fmean(float(torch.pdist(space.of_pictures(x)).mean()) for x in drawn.images)
 
 
-def picture(table: Table) -> bytes:
-    """The columns of spaces as a chart of squares: one row a method."""
+def picture(table: Table, model: str) -> bytes:
+    """A model's columns of spaces as a chart of squares: one row a method."""
     columns = ["colour", "location", "style", "network"]
-    rows = [line for line in table.rows if line["images"] != "plain"]
+    rows = [line for line in table.rows if line["model"] == model and line["images"] != "plain"]
     return heat(
-        "Distance between images, plain ones 1",
+        f"{model}: distance between images, plain ones 1",
         [line["images"] for line in rows],
         columns,
         [[line[name] for name in columns] for line in rows],
