@@ -274,6 +274,8 @@ CALLS = {
     "kernel": ["--space", "colour", "--strength", 6, "--variant", "score"],
     "particle": ["--strength", 60],
     "posterior": ["--radius", 34],
+    "safe-denoiser": ["--radius", 34, "--strength", 5],
+    "sgf": ["--radius", 34, "--strength", 5],
     "cads": [],
     "interval": [],
     "lower": ["--share", 0.1],
@@ -283,6 +285,8 @@ OFF = {
     "kernel": ["--space", "colour", "--strength", 0],
     "particle": ["--strength", 0],
     "posterior": ["--radius", 25, "--strength", 0],
+    "safe-denoiser": ["--radius", 25, "--strength", 0],
+    "sgf": ["--radius", 25, "--strength", 0],
     "lower": ["--share", 1],
 }
 

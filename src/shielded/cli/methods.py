@@ -52,6 +52,20 @@ def posterior(settings: Settings, shields: Any, radius: float | None, space: Any
     return PosteriorShield(shields, radius=radius, **given(settings, "strength", "window"))
 
 
+def safe(settings: Settings, shields: Any, radius: float | None, space: Any) -> Any:
+    """A kernel-weighted mean of given images, subtracted."""
+    from shielded.methods import SafeDenoiser
+
+    return SafeDenoiser(shields, radius=radius, **given(settings, "strength", "window"))
+
+
+def sgf(settings: Settings, shields: Any, radius: float | None, space: Any) -> Any:
+    """Away from given images by their kernels."""
+    from shielded.methods import SGF
+
+    return SGF(shields, radius=radius, **given(settings, "strength", "window"))
+
+
 def cads(settings: Settings, shields: Any, radius: float | None, space: Any) -> Any:
     """Noise on the condition."""
     from shielded.methods import CADS
@@ -128,6 +142,22 @@ METHODS = {
         "finished image",
         "Appendix A of SPELL (arXiv 2410.06025)",
         certifies=True,
+    ),
+    "safe-denoiser": Kind(
+        "Safe Denoiser",
+        "safe",
+        safe,
+        frozenset(SHIELDS | {"strength", "window"}),
+        "subtracts a mean of the images to keep away from, early on",
+        "Kim et al. 2025 (arXiv 2502.08011)",
+    ),
+    "sgf": Kind(
+        "safety-guided flow",
+        "SGF",
+        sgf,
+        frozenset(SHIELDS | {"strength", "window"}),
+        "pushes away from the images to keep away from, early on, the more the nearer they are",
+        "Kim, Kim and Park 2026 (arXiv 2603.13300)",
     ),
     "cads": Kind(
         "CADS",

@@ -63,8 +63,8 @@ Radius = Annotated[
 Method = Annotated[
     str,
     typer.Option(
-        help="spell, or a sibling: kernel, particle, posterior, cads, interval, lower, discard, "
-        "nudging."
+        help="spell, or a sibling: kernel, particle, posterior, safe-denoiser, sgf, cads, "
+        "interval, lower, discard, nudging."
     ),
 ]
 Space = Annotated[
@@ -107,7 +107,9 @@ Window = Annotated[
 ]
 Strength = Annotated[
     float | None,
-    typer.Option(help="Of kernel, particle and posterior.", show_default="the method's"),
+    typer.Option(
+        help="Of kernel, particle, posterior, safe-denoiser and sgf.", show_default="the method's"
+    ),
 ]
 Variant = Annotated[
     str | None, typer.Option(help="Of kernel: kernel or score.", show_default="kernel")
