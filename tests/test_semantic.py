@@ -206,6 +206,28 @@ def test_pipelines_with_autoencoders(name):
     assert not torch.equal(moved, plain)
 
 
+def test_a_space_of_two_open_blocks_decodes_for_each_as_its_pipeline_does():
+    one, other = FAMILIES["stable_diffusion"](), FAMILIES["stable_diffusion"]()
+    torch.manual_seed(5)
+    for weight in other.pipe.vae.decoder.parameters():
+        weight.data.copy_(0.3 * torch.randn_like(weight))
+    seen = Semantic(Colour(), size=(16, 16))
+    seen.bind(one.pipe)
+    plain = one.run(0, latents=True)
+    u = seen.measure(plain)
+    r = 1.5 * float(torch.pdist(u).median())
+    spell = Spell(Shields.batch(), radius=r, space=seen)
+    with spell.on(one.pipe) as run, Spell(radius=r, space=seen).on(other.pipe):
+        other.run(0, latents=True)
+        moved = one.run(0, latents=True)
+    distances = [c.distance for c in run.certificates]
+    seen.bind(one.pipe)
+    u = seen.measure(moved)
+    assert float(torch.pdist(u).min()) >= r * (1 - 2e-5)
+    gap = torch.cdist(u, u).fill_diagonal_(float("inf")).amin(1)
+    assert distances == pytest.approx(gap.tolist(), rel=1e-4)
+
+
 DATA = 0.4 * torch.randn(24, 48, generator=torch.Generator().manual_seed(1))
 
 

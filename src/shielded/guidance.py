@@ -107,7 +107,7 @@ class Guidance:
         from shielded.samplers.scheduler import installed
 
         self.prepare(pipe)
-        run = Run(self, groups, bound(self.space, pipe))
+        run = Run(self, groups, bound(self.space, pipe), pipe)
         with installed(pipe, run):
             yield run
 
@@ -147,8 +147,10 @@ class Run:
         guidance: Guidance,
         groups: Sequence[Hashable] | None = None,
         space: Space | None = None,
+        pipe: Any = None,
     ):
         self.guidance, self.groups, self.space = guidance, groups, space or Latent()
+        self._pipe = pipe
         self.trace = Trace()
         self.certificates: list[Certificate] = []
         self.generation = -1
@@ -158,6 +160,7 @@ class Run:
 
     def begin(self) -> None:
         """A new generation starts with the next call."""
+        bound(self.space, self._pipe)  # another block may have told it about another pipeline
         self.guidance.begin()
         self.generation += 1
         self.calls = 0
