@@ -150,7 +150,7 @@ class Run:
         pipe: Any = None,
     ):
         self.guidance, self.groups, self.space = guidance, groups, space or Latent()
-        self._pipe = pipe
+        self.pipe = pipe
         self.trace = Trace()
         self.certificates: list[Certificate] = []
         self.generation = -1
@@ -160,7 +160,7 @@ class Run:
 
     def begin(self) -> None:
         """A new generation starts with the next call."""
-        bound(self.space, self._pipe)  # another block may have told it about another pipeline
+        bound(self.space, self.pipe)  # another block may have told it about another pipeline
         self.guidance.begin()
         self.generation += 1
         self.calls = 0

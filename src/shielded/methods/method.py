@@ -26,8 +26,8 @@ class MethodRun(Run):
     """
 
     def __init__(self, method: Method, pipe: Any, groups: Sequence[Hashable] | None):
-        super().__init__(method, groups, bound(method.space, pipe))
-        self.pipe, self.evaluations = pipe, 0
+        super().__init__(method, groups, bound(method.space, pipe), pipe)
+        self.evaluations = 0
         self._known = bool(networks(pipe))
 
     def answer(self, plain: Callable[..., Any], first: str, arguments: dict[str, Any]) -> Any:
