@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from shielded.cli.method import SHIELDS, SPACE, Kind, given
+from shielded.cli.method import SHIELDS, SPACE, Build, Kind, given
 from shielded.errors import BadInput
 from shielded.report.page import SPELL
 
@@ -45,25 +45,16 @@ def particle(settings: Settings, shields: Any, radius: float | None, space: Any)
     return ParticleGuidance(**given(settings, "strength", "window"))
 
 
-def posterior(settings: Settings, shields: Any, radius: float | None, space: Any) -> Any:
-    """Soft shields."""
-    from shielded.methods import PosteriorShield
+def soft(name: str) -> Build:
+    """How a method of that name is built which pushes away from references, softly."""
 
-    return PosteriorShield(shields, radius=radius, **given(settings, "strength", "window"))
+    def build(settings: Settings, shields: Any, radius: float | None, space: Any) -> Any:
+        from shielded import methods
 
+        more = given(settings, "strength", "window")
+        return getattr(methods, name)(shields, radius=radius, **more)
 
-def safe(settings: Settings, shields: Any, radius: float | None, space: Any) -> Any:
-    """A kernel-weighted mean of given images, subtracted."""
-    from shielded.methods import SafeDenoiser
-
-    return SafeDenoiser(shields, radius=radius, **given(settings, "strength", "window"))
-
-
-def sgf(settings: Settings, shields: Any, radius: float | None, space: Any) -> Any:
-    """Away from given images by their kernels."""
-    from shielded.methods import SGF
-
-    return SGF(shields, radius=radius, **given(settings, "strength", "window"))
+    return build
 
 
 def cads(settings: Settings, shields: Any, radius: float | None, space: Any) -> Any:
@@ -136,7 +127,7 @@ METHODS = {
     "posterior": Kind(
         "the posterior shield",
         "posterior",
-        posterior,
+        soft("PosteriorShield"),
         frozenset(SHIELDS | {"strength", "window"}),
         "makes it less likely at every step that the image ends inside a shield, but moves no "
         "finished image",
@@ -146,7 +137,7 @@ METHODS = {
     "safe-denoiser": Kind(
         "Safe Denoiser",
         "safe",
-        safe,
+        soft("SafeDenoiser"),
         frozenset(SHIELDS | {"strength", "window"}),
         "subtracts a mean of the images to keep away from, early on",
         "Kim et al. 2025 (arXiv 2502.08011)",
@@ -154,7 +145,7 @@ METHODS = {
     "sgf": Kind(
         "safety-guided flow",
         "SGF",
-        sgf,
+        soft("SGF"),
         frozenset(SHIELDS | {"strength", "window"}),
         "pushes away from the images to keep away from, early on, the more the nearer they are",
         "Kim, Kim and Park 2026 (arXiv 2603.13300)",
