@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Points read from the files themselves: those that Lance reads."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -75,6 +77,44 @@ def test_without_what_it_needs_lance_is_asked(store, monkeypatch, missing):
     monkeypatch.delattr(name)
     rows = addresses(store)
     assert np.array_equal(OnDisk(store, store.parts())(rows), store.take(rows))
+
+
+def test_the_disk_is_told_of_all_reads_before_the_first(store, monkeypatch):
+    """Read one by one, each row of a set that is not in memory waits for the disk."""
+    if not hasattr(os, "posix_fadvise"):
+        pytest.skip("this system cannot be told of reads in advance")
+    rows, reader = addresses(store), OnDisk(store, store.parts())
+    expected, told, read, preadv = reader(rows), [], [], os.preadv
+
+    def tell(file, start, size, advice):
+        assert not read
+        told.append((start, size))
+
+    def note(file, into, start):
+        read.append((start, len(into[0])))
+        return preadv(file, into, start)
+
+    monkeypatch.setattr(os, "posix_fadvise", tell)
+    monkeypatch.setattr(os, "preadv", note)
+    assert np.array_equal(reader(rows), expected)
+    assert told == read
+    assert len(read) == len(rows)
+
+
+def test_a_disk_that_cannot_be_told_is_read_all_the_same(store, monkeypatch):
+    rows, reader = addresses(store), OnDisk(store, store.parts())
+    expected = reader(rows)
+
+    def refuse(*arguments):
+        raise OSError("not here")
+
+    monkeypatch.setattr(os, "posix_fadvise", refuse, raising=False)
+    calls = through_lance(reader, monkeypatch)
+    assert np.array_equal(reader(rows), expected)
+    assert not calls
+    monkeypatch.delattr(os, "posix_fadvise")
+    assert np.array_equal(reader(rows), expected)
+    assert not calls
 
 
 def test_a_file_that_is_gone_is_told_by_the_set(store):

@@ -33,7 +33,7 @@ SHAPE = (4, 32, 32)  # a latent of 256 x 256 pixels
 FALL = 2.0  # power of the spectrum: |k|^-2 in power, |k|^-1 in amplitude
 STEPS, BATCH, BLOCK = 50, 8, 4096
 SIGMAS = (20.0, 0.02)  # noise of the first and the last step, against data of variance 1
-REPEATS = 3
+REPEATS, MOST, LONG = 3, 15, 10.0  # trajectories: at least; at most; seconds after which no more
 SIZES = (25_000, 50_000, 100_000, 200_000, 400_000)
 HUGE = 1_280_000  # only the screen: the others would need 21 GB of memory
 METHODS = ("brute force", "ivfflat 1", "ivfflat 2", "ivfflat 10", "panorama", "screen")
@@ -56,7 +56,11 @@ def run(
     if smoke:
         sizes = [(500, METHODS)]
     table = Table("scale", f"Search of a set a sampling step: {math.prod(SHAPE)} numbers an image")
-    table.notes.append(f"{STEPS} steps, {BATCH} images, the median of {REPEATS} trajectories.")
+    table.notes.append(
+        f"{STEPS} steps, {BATCH} images, the median of {MOST} trajectories; of as many as fit into "
+        f"{LONG:.0f} s, {REPEATS} at least, where they take longer. Hits are those of the first "
+        f"{REPEATS}."
+    )
     table.notes.append(
         "Memory: what the search took at its peak, beside a process that makes trajectories."
     )
@@ -88,7 +92,8 @@ def compare(
     for method in methods:
         progress(f"{len(store)} images: {method}")
         before = (sketch if smoke else apart(sketch))(store.path, method, radius)
-        one = (measure if smoke else apart(measure))(store.path, method, radius)
+        most = REPEATS if smoke else MOST
+        one = (measure if smoke else apart(measure))(store.path, method, radius, most)
         one["prepare"] += before["seconds"]
         found.append({**one, "most": max(one["memory"], before["memory"])})
     return found
@@ -200,7 +205,7 @@ class Brute:
         self.square = self.z.square().sum(1)
 
 
-def measure(path: Path, method: str, radius: float) -> dict[str, Any]:
+def measure(path: Path, method: str, radius: float, most: int) -> dict[str, Any]:
     """Prepare one search and follow the trajectories: seconds of one, hits, peak memory."""
     store = ProtectedSet.open(path)
     for x in trajectory(store, radius, 0):  # what these need is not counted
@@ -208,22 +213,24 @@ def measure(path: Path, method: str, radius: float) -> dict[str, Any]:
     start, before = time.perf_counter(), peak()
     search = prepare(store, method, radius)
     ready = time.perf_counter() - start
-    seconds, hits, scans = [], [], 0
-    for seed in range(REPEATS):
-        spent = 0.0
+    seconds: list[float] = []
+    hits: list[list[int]] = []
+    while len(seconds) < REPEATS or (len(seconds) < most and sum(seconds) < LONG):
+        spent, seed = 0.0, len(seconds)
         for x in trajectory(store, radius, seed):
             begin = time.perf_counter()
             found = search.near(x)
             spent += time.perf_counter() - begin
-            hits.append(found.row.tolist())
+            if seed < REPEATS:
+                hits.append(found.row.tolist())
         seconds.append(spent)
-    scans = getattr(search, "scans", STEPS * REPEATS)
+    scans = getattr(search, "scans", STEPS * len(seconds)) / len(seconds)
     return {
         "seconds": median(seconds),
         "hits": hits,
         "memory": peak() - before,
         "prepare": ready,
-        "scans": round(scans / REPEATS, 1),
+        "scans": round(scans, 1),
     }
 
 

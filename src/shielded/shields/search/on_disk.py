@@ -9,8 +9,8 @@ out so; where not, or where it is gone, Lance is asked.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from shielded.shields.store.engine import DATA
 __all__ = ["OnDisk"]
 
 PLACE = np.uint64(32)  # bits of a row address that count within its fragment
+ROW = np.uint64(2**32 - 1)  # those bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,22 @@ class Pages:
     path: Path
     before: np.ndarray
     start: np.ndarray
+
+    def bytes(self, at: np.ndarray, width: int) -> list[int]:
+        """Where the rows at places `at` (n,), of `width` bytes each, start."""
+        row = at.astype(np.int64)
+        page = np.searchsorted(self.before, row, "right") - 1
+        return (self.start[page] + (row - self.before[page]) * width).tolist()
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[int]:
+    """A file to read from, by its number."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        yield file
+    finally:
+        os.close(file)
 
 
 class OnDisk:
@@ -49,27 +66,35 @@ class OnDisk:
         groups = np.split(order, np.flatnonzero(np.diff(which)) + 1) if len(order) else []
         found = np.empty((len(address), self.store.dim), self.store.dtype)
         with suppress(OSError):
+            asked = []
             for rows in groups:
                 pages = self._laid_out(int(address[rows[0]] >> PLACE))
                 if pages is None:
-                    break
-                self._read(pages, address[rows] & np.uint64(2**32 - 1), rows, found)
-            else:
-                return found
+                    return self.store.take(address)
+                asked.append((pages, pages.bytes(address[rows] & ROW, self._width), rows))
+            with suppress(OSError):  # where it cannot be told, it is read all the same
+                self._announce(asked)
+            for pages, byte, rows in asked:
+                self._read(pages, byte, rows, found)
+            return found
         return self.store.take(address)
 
-    def _read(self, pages: Pages, at: np.ndarray, rows: np.ndarray, found: np.ndarray) -> None:
-        """Put the points at places `at` (n,) of one file into those rows of `found`."""
+    def _announce(self, asked: Sequence[tuple[Pages, list[int], np.ndarray]]) -> None:
+        """Tell the disk of all reads, so that it does many at once: one by one each waits."""
+        if not hasattr(os, "posix_fadvise"):
+            return
+        for pages, byte, _ in asked:
+            with opened(pages.path) as file:
+                for start in byte:
+                    os.posix_fadvise(file, start, self._width, os.POSIX_FADV_WILLNEED)
+
+    def _read(self, pages: Pages, byte: list[int], rows: np.ndarray, found: np.ndarray) -> None:
+        """Put the points that start at these bytes of one file into those rows of `found`."""
         width, into = self._width, memoryview(found.data).cast("B")
-        page = np.searchsorted(pages.before, at.astype(np.int64), "right") - 1
-        byte = pages.start[page] + (at.astype(np.int64) - pages.before[page]) * width
-        file = os.open(pages.path, os.O_RDONLY)
-        try:
-            for row, start in zip((rows * width).tolist(), byte.tolist(), strict=True):
+        with opened(pages.path) as file:
+            for row, start in zip((rows * width).tolist(), byte, strict=True):
                 if os.preadv(file, [into[row : row + width]], start) != width:
                     raise OSError(f"{pages.path} is too short")
-        finally:
-            os.close(file)
 
     def _laid_out(self, fragment: int) -> Pages | None:
         """Where the points of a fragment are, or None if that cannot be told for sure."""
@@ -80,7 +105,7 @@ class OnDisk:
             if pages is not None and part is not None:
                 some = part.rows[np.unique(np.linspace(0, len(part.rows) - 1, 3).astype(int))]
                 mine = np.empty((len(some), self.store.dim), self.store.dtype)
-                self._read(pages, some & np.uint64(2**32 - 1), np.arange(len(some)), mine)
+                self._read(pages, pages.bytes(some & ROW, self._width), np.arange(len(some)), mine)
                 if mine.tobytes() != np.ascontiguousarray(self.store.take(some)).tobytes():
                     pages = None
             self._pages[fragment] = pages
