@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command `shielded`."""
 
-import os
 import sys
 
 NEEDED = ("typer", "rich", "jinja2", "matplotlib")
@@ -17,8 +16,6 @@ def main() -> None:
             file=sys.stderr,
         )
         raise SystemExit(2)
-    # Threads that spin while they wait make a busy machine ten times slower; torch reads this once.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         from shielded.cli.app import app
 
