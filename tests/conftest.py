@@ -7,8 +7,6 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before diffusers or transformers is imported
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-# Some processors round products by the address of the numbers; weights that were read lie anywhere.
-os.environ.setdefault("MKL_CBWR", "COMPATIBLE")
 
 import pytest
 import torch
