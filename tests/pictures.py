@@ -99,15 +99,19 @@ def asymmetric_vae() -> diffusers.AsymmetricAutoencoderKL:
 
 def vq_vae() -> diffusers.VQModel:
     """The autoencoder of the first latent diffusion, which quantises when it decodes."""
-    return diffusers.VQModel(
+    vae = diffusers.VQModel(
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
         block_out_channels=(8, 8),
         latent_channels=4,
         norm_num_groups=4,
-        num_vq_embeddings=4096,
+        num_vq_embeddings=256,
         scaling_factor=0.6,
     )
+    # Codes as far apart as a trained codebook's: diffusers draws them so close together that
+    # rounding alone decides between the nearest two.
+    torch.nn.init.normal_(vae.quantize.embedding.weight)
+    return vae
 
 
 class TinyFlux2(diffusers.AutoencoderKLFlux2):

@@ -220,9 +220,7 @@ def test_saving_inside_the_block_writes_a_plain_pipeline(family: Family, tmp_pat
     loaded.set_progress_bar_config(disable=True)
     assert type(loaded) is type(family.pipe)
     assert type(loaded.scheduler) is kind
-    for name, part in family.pipe.components.items():
+    for part in loaded.components.values():
         if isinstance(part, torch.nn.Module):
-            weights = getattr(loaded, name).state_dict()
-            assert all(torch.equal(weights[key], w) for key, w in part.state_dict().items())
-    # Not bit for bit: what was read lies elsewhere in memory, and some processors round by that.
-    assert torch.allclose(replace(family, pipe=loaded).run(seed=0), images, atol=1e-5)
+            part.requires_grad_(False)  # as the family's own: torch sums the others another way
+    assert torch.equal(replace(family, pipe=loaded).run(seed=0), images)

@@ -39,7 +39,7 @@ def loaded():
         layers_per_block=1,
         norm_num_groups=4,
         num_class_embeds=NONE + 1,
-    ).eval()  # as one that was loaded: some processors round differently while training
+    ).eval()  # as one that was loaded: while training, its dropout lays numbers out another way
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
     pipe = TinyClassToImagePipeline(unet, scheduler, id2label=LABELS, patch_size=PATCH)
     pipe.set_progress_bar_config(disable=True)
