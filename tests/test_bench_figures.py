@@ -274,6 +274,7 @@ def test_protection_smoke(one):
     assert float(plain["inside"].rstrip("%")) > 0
     assert [row["search"] for row in ways][-1] == "SPELL, exact screen"
     assert ways[-1]["inside"] == "0.00%"
+    assert all(row["own ms an image"] > 0 for row in ways)
     with pytest.raises(BadInput, match="--data"):
         protection.run(one=one)
 

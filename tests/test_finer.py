@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 import torch
 
+from shielded.shields.search.basis import Basis
 from shielded.shields.search.finer import Finer, Piece
 from shielded.shields.search.kept import load
-from shielded.shields.search.sketch import Basis, Sketch, rounded
+from shielded.shields.search.product import rounded
+from shielded.shields.search.sketch import Sketch
 from shielded.shields.store import ProtectedSet
 
 
@@ -41,9 +43,9 @@ def test_bounds_of_rows_of_several_pieces(monkeypatch):
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A set whose sketches say little, of several parts."""
-    monkeypatch.setattr("shielded.shields.search.sketch.WIDTHS", (2, 4))
-    monkeypatch.setattr("shielded.shields.search.sketch.FINE", 16)
-    monkeypatch.setattr("shielded.shields.search.sketch.MANY", 1)
+    monkeypatch.setattr("shielded.shields.search.basis.WIDTHS", (2, 4))
+    monkeypatch.setattr("shielded.shields.search.basis.FINE", 16)
+    monkeypatch.setattr("shielded.shields.search.basis.MANY", 1)
     for name, count in {"MANY": 1, "LONG": 16, "EACH": 1, "FIRST": 4}.items():
         monkeypatch.setattr(f"shielded.shields.search.screen.{name}", count)
     generator = torch.Generator().manual_seed(1)
@@ -131,5 +133,5 @@ def test_finer_sketches_are_made_only_where_they_are_kept_and_pay(folder, monkey
         assert load(folder, 3.0)[0].finer is None
     assert load(folder, 3.0)[0].finer is not None
     (folder.path / "screen" / "basis.safetensors").unlink()
-    monkeypatch.setattr("shielded.shields.search.sketch.MANY", 10**9)
+    monkeypatch.setattr("shielded.shields.search.basis.MANY", 10**9)
     assert load(folder, 3.0)[0].finer is None

@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 from shielded.shields.search.memory import LATELY, Memory
 
 
-def memory(z, room, monkeypatch):
+def memory(z, room, monkeypatch, first=None):
     """With room for so many points, over references z (N, D); and what was fetched."""
-    monkeypatch.setattr("shielded.shields.search.memory.HOT", room * (z[0].nbytes + 4 * LATELY))
+    for name, count in (("HOT", room), ("SOME", room if first is None else first)):
+        size = count * (z[0].nbytes + 4 * LATELY)
+        monkeypatch.setattr(f"shielded.shields.search.memory.{name}", size)
     fetched = []
 
     def fetch(rows):
@@ -29,7 +31,7 @@ def distances(x, z):
 @given(
     st.integers(0, 10**6),
     st.sampled_from([2, 40, 700]),
-    st.sampled_from([1, 7, 100]),
+    st.sampled_from([(1, 1), (7, 7), (100, 100), (2, 100), (5, 40)]),
     st.sampled_from([torch.float16, torch.float32]),
     st.sampled_from([1e-3, 1.0, 300.0]),
 )
@@ -38,7 +40,7 @@ def test_bounds_hold_along_walks_that_outgrow_the_memory(seed, d, room, dtype, s
     z = (shift + torch.randn(60, d, generator=generator)).to(dtype)
     x = z[:5].double()
     with pytest.MonkeyPatch.context() as patch:
-        mine, _ = memory(z, room, patch)
+        mine, _ = memory(z, room[1], patch, first=room[0])
         every = torch.arange(60)
         for step in range(40):
             x = x + 0.1 * 0.9**step * torch.randn(5, d, generator=generator, dtype=torch.float64)
@@ -51,6 +53,26 @@ def test_bounds_hold_along_walks_that_outgrow_the_memory(seed, d, room, dtype, s
             assert bool((high.double() >= true[:, row]).all())
             assert torch.equal(mine.points(row), z[row])
             assert bool((mine.least(asked, every).double() <= true).all())
+
+
+def test_more_is_kept_only_where_what_was_let_go_is_asked_for_again(monkeypatch):
+    """Points that are new each time need no more room; a circle of points gets what it needs."""
+    z = torch.arange(2000.0).reshape(1000, 2)
+    mine, fetched = memory(z, 64, monkeypatch, first=8)
+    for row in torch.arange(500).split(5):
+        assert torch.equal(mine.points(row), z[row])
+    assert len(mine._row) == 8
+    for _ in range(40):
+        for row in torch.arange(500, 540).split(5):
+            assert torch.equal(mine.points(row), z[row])
+    assert len(mine._row) == 64
+    fetched.clear()
+    for _ in range(3):
+        assert torch.equal(mine.points(torch.arange(500, 540)), z[500:540])
+    assert not fetched
+    for _ in range(20):
+        assert torch.equal(mine.points(torch.arange(1000)), z), "and no more than there may be"
+    assert len(mine._row) == 64
 
 
 def test_what_was_measured_is_not_forgotten_at_once(monkeypatch):

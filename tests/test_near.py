@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 import shielded
 from shielded.errors import BadInput, MissingExtra, NonFinite, ShapeMismatch
+from shielded.shields.search.basis import Basis
 from shielded.shields.search.kept import load
-from shielded.shields.search.sketch import Basis
 
 pytest.importorskip("lance", reason="needs the extra [protect]")
 from shielded import ProtectedSet

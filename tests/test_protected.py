@@ -126,12 +126,14 @@ def test_sketches_are_made_once_and_follow_the_set(store, monkeypatch):
     assert len(read) == 4
 
 
-def test_bfloat16_sketches_lose_nothing(store):
+def test_smaller_sketches_lose_nothing(store):
     x = near(latents(300)).flatten(1).double()
     fine, _ = load(store, 6.0, dtype=torch.float32)
-    coarse, _ = load(store, 6.0)
-    assert coarse.sketch.core.nbytes == fine.sketch.core.nbytes / 2
-    assert set(fine.near(x).row.tolist()) == set(coarse.near(x).row.tolist())
+    for dtype, size in ((torch.bfloat16, 2), (torch.int8, 1)):
+        coarse, _ = load(store, 6.0, dtype=dtype)
+        assert coarse.sketch.core.dtype == dtype
+        assert coarse.sketch.core.nbytes == fine.sketch.core.nbytes / 4 * size
+        assert set(fine.near(x).row.tolist()) == set(coarse.near(x).row.tolist())
 
 
 def test_an_image_that_a_pipeline_makes_is_kept_away_from(tmp_path):

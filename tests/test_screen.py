@@ -10,11 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shielded.shields.search.basis import Basis
+from shielded.shields.search.product import Digits, Floats, cheapest, rounded, rounded_to_steps
 from shielded.shields.search.screen import Screen
-from shielded.shields.search.sketch import Basis, Sketch, rounded
+from shielded.shields.search.sketch import Sketch
 
 WIDTHS = [2, 3, 17, 64, 300, 1024, 4096, 16384]
-DTYPES = [torch.float32, torch.bfloat16]
+DTYPES = [torch.float32, torch.bfloat16, torch.int8]
 KINDS = ["random", "clustered", "duplicated", "constant", "near the mean", "far from the origin"]
 
 
@@ -34,10 +36,25 @@ def points(kind, n, d, generator):
     return x
 
 
+def sketch_of(a, dtype, off=0.0, steps=None):
+    """Sketches a (N, w) in a dtype; what they are off by, beside rounding."""
+    if dtype == torch.int8:
+        steps = torch.ones(a.shape[1], dtype=torch.float64) if steps is None else steps
+        core, unit, lost = rounded_to_steps(a, steps)
+        return Sketch(core, lost + off, unit=unit, steps=steps)
+    core, lost = rounded(a, dtype)
+    return Sketch(core, lost + off)
+
+
+def kept(sketch):
+    """The sketches (N, w) as they were rounded, float64."""
+    core = sketch.core.double()
+    return core if sketch.unit is None else core * sketch.unit.double()[:, None] * sketch.steps
+
+
 def screen(z, radius, dtype=torch.float32, basis=None):
     basis = basis or Basis.fit(z[:200])
     a = basis(z)
-    core, lost = rounded(a, dtype)
     radius = torch.as_tensor(radius, dtype=torch.float64).expand(len(z)).clone()
     asked = []
 
@@ -45,7 +62,8 @@ def screen(z, radius, dtype=torch.float32, basis=None):
         asked.append(len(rows))
         return z[rows]
 
-    found = Screen(basis, core, lost + basis.blur(a), radius, fetch)
+    sketch = sketch_of(a, dtype, basis.blur(a), basis.spread)
+    found = Screen(basis, sketch, radius, fetch)
     return found, asked
 
 
@@ -113,11 +131,71 @@ def test_the_bound_is_a_bound(seed, d, kind):
     assert bool((gap - blur <= distances(x, z)).all())
     quick, off = basis.query(x)
     assert bool(((quick - a).norm(dim=1) <= off).all())
-    core, lost = rounded(b, torch.bfloat16)
-    low = Sketch(core, lost + basis.blur(b)).bounds(a, basis.blur(a))
-    assert bool((low.double() <= distances(x, z)).all())
-    low = Sketch(core, lost + basis.blur(b)).bounds(quick, off)
-    assert bool((low.double() <= distances(x, z)).all())
+    for dtype in DTYPES:
+        sketch = sketch_of(b, dtype, basis.blur(b), basis.spread)
+        low = sketch.bounds(a, basis.blur(a))
+        assert bool((low.double() <= distances(x, z)).all())
+        low = sketch.bounds(quick, off)
+        assert bool((low.double() <= distances(x, z)).all())
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 10**6),
+    st.integers(1, 160),
+    st.integers(1, 12),
+    st.sampled_from([1e-25, 1e-12, 1.0, 1e12]),
+)
+def test_integers_say_what_they_lost_and_are_multiplied_exactly(seed, width, queries, size):
+    """Rows of very different lengths, one of zeros, one of which a single number is large."""
+    generator = torch.Generator().manual_seed(seed)
+    steps = 2.0 ** -(6 * torch.rand(width, generator=generator, dtype=torch.float64))
+    a = size * steps * torch.randn(50, width, generator=generator, dtype=torch.float64)
+    a *= 10 ** torch.linspace(-3, 3, 50, dtype=torch.float64)[:, None]
+    a[0], a[1, 0] = 0, 1e4 * size
+    sketch = sketch_of(a, torch.int8, steps=steps)
+    away = (kept(sketch) - a).norm(dim=1)
+    assert bool((away <= sketch.lost.double()).all())
+    top = (a / steps).abs().amax(1)  # half a step each, at most, where the largest is 127
+    assert bool((away <= top / 254 * steps.norm() * (1 + 1e-6) + 1e-28).all())
+    x = size * steps * torch.randn(queries, width, generator=generator, dtype=torch.float64)
+    digits = Digits(x, steps)
+    product = digits(sketch.core) * sketch.unit
+    true = -2 * x @ kept(sketch).T
+    off = digits.off * digits.square.sqrt() + digits.moved
+    assert product.shape == (queries, 50)
+    room = 2 * off[:, None] * kept(sketch).norm(dim=1) + 1e-36
+    assert bool(((product.double() - true).abs() <= room).all())
+    # A query of two digits is moved by no more than half a step of 2^-14 each.
+    fine = (x * steps).abs().amax(1) / 16319 / 2 * (1 / steps).norm() * (1 + 1e-6)
+    assert bool((digits.moved <= fine + 1e-28).all())
+
+
+def test_what_this_machine_multiplies_fastest(monkeypatch):
+    """Integers where the processor has the instruction; never on a device that has none."""
+    for told, expected in ((True, torch.int8), (False, torch.bfloat16)):
+        about = {"avx512_vnni": told}
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda about=about: about, raising=False)
+        assert cheapest("cpu") == expected
+        assert cheapest("cuda") == torch.bfloat16
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert cheapest("cpu") == torch.bfloat16
+
+
+def test_integers_are_multiplied_without_the_instruction_too(monkeypatch):
+    """As where torch has no product of integers: in float32, with the same bounds."""
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(300, 33, generator=generator, dtype=torch.float64)
+    steps = torch.rand(33, generator=generator, dtype=torch.float64) + 0.1
+    sketch, none = sketch_of(a, torch.int8, steps=steps), torch.zeros(5, dtype=torch.float64)
+    x = torch.randn(5, 33, generator=generator, dtype=torch.float64)
+    whole = sketch.bounds(x, none)
+    monkeypatch.delattr(torch, "_int_mm")
+    assert type(sketch._times(x)) is Floats
+    floats = sketch.bounds(x, none)
+    true = torch.cdist(x, a, compute_mode="donot_use_mm_for_euclid_dist")
+    assert bool((floats.double() <= true).all())
+    assert torch.allclose(whole, floats, atol=2e-3)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -127,9 +205,10 @@ def test_margins_are_margins_where_distances_are_small_against_norms(dtype, size
     generator = torch.Generator().manual_seed(0)
     b = size * (torch.randn(1, 65, generator=generator, dtype=torch.float64) + 3)
     b = b * (1 + 1e-3 * torch.randn(20000, 65, generator=generator, dtype=torch.float64))
-    core, lost = rounded(b, dtype)
-    b = core.double()  # so that the product alone is on trial
-    sketch, none = Sketch(core, 0 * lost), torch.zeros(8, dtype=torch.float64)
+    steps = torch.rand(65, generator=generator, dtype=torch.float64) + 0.1
+    sketch, none = sketch_of(b, dtype, steps=steps), torch.zeros(8, dtype=torch.float64)
+    b = kept(sketch)  # so that the product alone is on trial
+    sketch.lost.zero_()
     true = torch.cdist(b[:8], b, compute_mode="donot_use_mm_for_euclid_dist")
     low = sketch.margins(b[:8], none, torch.zeros(len(b)))
     assert bool((low.double() <= true.amin(0)).all())
@@ -151,13 +230,12 @@ def test_all_within_a_limit_of_its_own_are_found(seed, kind, dtype, size):
     z = size * points(kind, 500, 65, generator).double()
     x = z[:6] + 0.3 * z.std() * torch.randn(6, 65, generator=generator, dtype=torch.float64)
     aside = 0.3 * z.std() * torch.nn.functional.normalize(z.roll(1, 0), dim=1)
-    core, lost = rounded(z + aside, dtype)
-    lost = lost + aside.norm(dim=1)
     true = distances(x, z)
     share = torch.tensor([0.0, 0.01, 0.1, 0.5, 0.0, 0.9], dtype=torch.float64)
     limit = torch.stack([d.quantile(q) for d, q in zip(true, share, strict=True)])
     blur = torch.zeros(6, dtype=torch.float64)
-    sketch = Sketch(core, lost)
+    sketch = sketch_of(z + aside, dtype, aside.norm(dim=1))
+    lost = sketch.lost
     for some in (limit, limit[:1], 0 * limit):
         few = sketch.within(x[: len(some)], blur[: len(some)], some)
         apart = true[: len(some)] - some[:, None]

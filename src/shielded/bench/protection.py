@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from shielded.bench.kit.brute import inside, nearest, stored
+from shielded.bench.kit.clock import Watched
 from shielded.bench.kit.contender import PLAIN, Contender
 from shielded.bench.kit.filled import filled
 from shielded.bench.kit.gallery import RUN, Drawn, Gallery
@@ -23,6 +25,7 @@ from shielded.bench.kit.subject import Subject, subject
 from shielded.bench.kit.table import Table
 from shielded.bench.kit.work import place
 from shielded.errors import BadInput
+from shielded.guidance import Guidance
 from shielded.shields import Shields
 from shielded.shields.store import ProtectedSet
 from shielded.spaces import Pixels, space_of
@@ -30,6 +33,7 @@ from shielded.spell import Spell
 
 CELLS = (1, 2, 3, 5, 10)
 IMAGES = 64
+ROUNDS = 10  # runs that tell what a search takes
 
 
 def run(
@@ -64,15 +68,23 @@ def run(
         plain = gallery.draw(PLAIN)
         radius = float(_distances(plain, store).quantile(INSIDE))
         table.add(**row(one, "plain", plain, store, radius))
-        for title, contender in contenders(store, radius):
+        found = contenders(store, radius)
+        for title, contender in found:
             drawn = gallery.draw(contender)
             table.add(**row(one, title, drawn, store, radius))
             keep(table)
+        progress("the time that each search takes")
+        spells = [spell for _, contender in found if (spell := contender.make(0.0)) is not None]
+        own = milliseconds(one, spells, min(images, PLAIN.batch))
+        for line, spent in zip(table.rows[1:], own, strict=True):
+            line["own ms an image"] = round(spent, 2)
     table.notes.append(
         f"{len(store)} pictures protected, radius {radius:.4g}: {100 * INSIDE:.1f}% of the plain"
     )
     table.notes.append("images are inside. Counted in float64 over all pairs. Cells: of Faiss's")
     table.notes.append("IVFFlat with as many cells as the root of the number of pictures.")
+    table.notes.append(f"Own ms: what SPELL adds to the scheduler, the median of {ROUNDS}")
+    table.notes.append(f"batches of {min(images, PLAIN.batch)}, each made by all searches in turn.")
     table.notes.append("Rows of the paper: EDMv2, 1.28 million pictures, 50,000 images.")
     for cells, share, precision, recall, seconds in TABLE_2:
         name = "plain" if cells is None else f"IVFFlat, {cells} cells"
@@ -100,6 +112,19 @@ def contenders(store: ProtectedSet, radius: float) -> list[tuple[str, Contender]
 
     faiss = [one(f"SPELL, IVFFlat, {cells} cells", "ivfflat", cells) for cells in CELLS]
     return [*faiss, one("SPELL, exact screen", "screen", 1)]
+
+
+def milliseconds(one: Subject, spells: Sequence[Guidance], images: int) -> list[float]:
+    """What each adds to the scheduler, an image of a batch of so many: in turn, on one machine."""
+    spent: list[list[float]] = [[] for _ in spells]
+    for run in range(ROUNDS):
+        condition = one.conditions[run % len(one.conditions)]
+        seeds = range(8 * RUN, 8 * RUN + images)
+        for each, spell in zip(spent, spells, strict=True):
+            watched = Watched(spell)
+            draw(one.pipe, condition, seeds, watched, **one.call)
+            each.append(1e3 * watched.seconds / images)
+    return [median(each) for each in spent]
 
 
 def row(

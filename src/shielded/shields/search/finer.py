@@ -10,7 +10,8 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
-from shielded.shields.search.sketch import Basis, Sketch
+from shielded.shields.search.basis import Basis
+from shielded.shields.search.sketch import Sketch
 
 __all__ = ["Finer", "Piece"]
 

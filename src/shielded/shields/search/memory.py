@@ -21,7 +21,9 @@ from shielded.shields.search.sketch import TINY, up
 
 __all__ = ["Asked", "Memory"]
 
-HOT = 1 << 26  # bytes of points, and of what is known of them, that are kept
+SOME, HOT = 1 << 24, 1 << 26  # bytes of points, and of what is known of them: at first; at most
+REGRET = 1 / 8  # of what is kept, that is asked for again once it was let go: more is kept then
+NEVER, LET_GO = -1, -2  # no place: of points that were not here yet, and of those that were
 LATELY = 128  # points asked about that are kept
 
 
@@ -50,10 +52,10 @@ class Memory:
 
     def __init__(self, fetch: Callable[[Tensor], Tensor], count: int, like: Tensor, width: int):
         self.fetch = fetch
-        self._place = torch.full((count,), -1, dtype=torch.int32, device=like.device)
+        self._place = torch.full((count,), NEVER, dtype=torch.int32, device=like.device)
         self._row = self._place[:0].long()  # whose point lies at each place, -1 for nobody's
         self._z = self._size = like[:0].float()  # and |z|
-        self._new = 0  # how many points came in
+        self._new, self._again = 0, 0  # how many points came in; of these, how many once more
         self._x, self._a = like.new_zeros((0, len(like))), like.new_zeros((0, width))
         self._lately(LATELY)
 
@@ -66,11 +68,14 @@ class Memory:
         if not len(missing):
             return self._z.index_select(0, place)
         fresh = self.fetch(row[missing].cpu()).to(row.device)
-        if not len(self._row):
-            self._make_room(fresh)
         z = fresh
         if len(missing) < len(row):
             z = self._z.index_select(0, place.clamp(min=0)).index_copy_(0, missing, fresh)
+        self._again += int((place == LET_GO).sum())
+        if not len(self._row):
+            self._make_room(fresh, SOME)
+        elif self._again > REGRET * len(self._row):
+            self._make_room(fresh, 2 * len(self._row) * self._bytes(fresh))
         self._keep(row[missing], fresh)
         return z
 
@@ -136,17 +141,29 @@ class Memory:
         place = torch.arange(self._new, self._new + len(row), device=row.device) % room
         self._new += len(row)
         old = self._row[place]
-        self._place[old[old >= 0]] = -1
+        self._place[old[old >= 0]] = LET_GO
         self._place[row] = place.int()
         self._row[place], self._z[place], self._size[place] = row, z, _sizes(z)
         self._least[:, place] = 0
 
-    def _make_room(self, like: Tensor) -> None:
-        count = max(1, HOT // (like[0].nbytes + 4 * LATELY))
-        count = min(count, len(self._place))
+    def _make_room(self, like: Tensor, size: int) -> None:
+        """Room for `size` bytes, HOT at most; what is here stays."""
+        count = min(max(1, min(size, HOT) // self._bytes(like)), len(self._place))
+        used = min(self._new, len(self._row))
+        at = torch.arange(self._new - used, self._new, device=like.device) % max(used, 1)
+        kept = self._row[at], self._z[:used], self._size[at], self._least[:, at]
         self._row = torch.full((count,), -1, dtype=torch.long, device=like.device)
         self._z, self._size = like.new_empty((count, like.shape[1])), self._size.new_empty(count)
         self._least = self._size.new_zeros((len(self._x), count))
+        if used:
+            self._row[:used], self._z[:used], self._size[:used] = kept[0], kept[1][at], kept[2]
+            self._least[:, :used] = kept[3]
+            self._place[kept[0]] = torch.arange(used, dtype=torch.int32, device=like.device)
+        self._new, self._again = used, 0
+
+    def _bytes(self, like: Tensor) -> int:
+        """What a point takes, with what is known of it."""
+        return like[0].nbytes + 4 * LATELY
 
     def _lately(self, count: int) -> None:
         """Room for as many points asked about; those that were are forgotten."""

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, inf
 
 from shielded.distances import squared_distances
+from shielded.shields.search.basis import Basis
 from shielded.shields.search.finer import Finer
 from shielded.shields.search.lists import List, Lists, furthest
 from shielded.shields.search.memory import Asked, Memory
-from shielded.shields.search.sketch import Basis, Sketch, up
+from shielded.shields.search.sketch import Sketch, up
 
 __all__ = ["Found", "Screen"]
 
@@ -41,25 +42,23 @@ class Found:
 class Screen:
     """Finds the references (N) near given points, and forgets none.
 
-    `fetch(rows)` returns the points (n, D) of the rows asked for. `lost` (N,) bounds what rounding
-    and float64 moved the sketches `core` by, `radius` (N,) float64 is each reference's own. Where
-    those sketches leave many to measure, `finer` ones are asked.
+    `fetch(rows)` returns the points (n, D) of the rows asked for, `radius` (N,) float64 is each
+    reference's own. Where the sketches leave many to measure, `finer` ones are asked.
     """
 
     def __init__(
         self,
         basis: Basis,
-        core: Tensor,
-        lost: Tensor,
+        sketch: Sketch,
         radius: Tensor,
         fetch: Callable[[Tensor], Tensor],
         finer: Finer | None = None,
     ):
-        self.basis, self.radius, self.fetch, self.finer = basis, radius, fetch, finer
-        self.sketch = Sketch(core, lost)
+        self.basis, self.sketch, self.radius = basis, sketch, radius
+        self.fetch, self.finer = fetch, finer
         self._widest = float(radius.max()) if len(radius) else 0.0
-        self._lists = Lists(self.sketch, up(radius + lost))
-        self._memory = Memory(fetch, len(core), basis.mean, basis.width)
+        self._lists = Lists(sketch, up(radius + sketch.lost))
+        self._memory = Memory(fetch, len(sketch), basis.mean, basis.width)
 
     @property
     def scans(self) -> float:

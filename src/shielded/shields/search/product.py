@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Products of many sketches with a few queries, rounded by no more than they say.
+
+Sketches are kept in float32, in bfloat16, or as integers of 8 bits, each row in a unit of its own:
+
+    a_zk = u_z t_k c_zk,    c_zk in -127 .. 127                                             (4)
+
+with steps t_k that all rows share. Then <a_x, a_z> = u_z sum_k (a_xk t_k) c_zk, and with a_xk t_k
+written as g (128 h_k + l_k), two digits of 8 bits, the sums are of integers: a product that is
+exact, and twice as fast as one of bfloat16 where a processor multiplies integers by four.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.linalg import vector_norm
+
+from shielded.distances import full_precision, roundoff
+
+__all__ = ["Digits", "Floats", "Halves", "cheapest", "rounded", "rounded_to_steps"]
+
+TOP, BASE = 127, 128  # the largest digit, and what the first counts for
+SMALL, LARGE = 1e-30, 1e38  # units of float32 that can still be multiplied
+
+
+def cheapest(device: torch.device | str) -> torch.dtype:
+    """What sketches are kept in where nothing else is asked for."""
+    known = getattr(torch.cpu, "get_capabilities", dict)()
+    integers = torch.device(device).type == "cpu" and known.get("avx512_vnni", False)
+    return torch.int8 if integers and hasattr(torch, "_int_mm") else torch.bfloat16
+
+
+def rounded(a: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """Sketches a (N, w) in `dtype`, and (N,) float64 how far that moved each."""
+    core = a.to(dtype)
+    return core, vector_norm(a - core.to(torch.float64), dim=1) * (1 + 1e-9)
+
+
+def rounded_to_steps(a: Tensor, steps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Sketches a (N, w) as (4) has them: c (N, w) int8, u (N,) float32, and (N,) how far moved."""
+    scaled = a / steps
+    unit = (scaled.abs().amax(1) / TOP).clamp(SMALL, LARGE).to(torch.float32)
+    core = (scaled / unit[:, None]).round().clamp(-TOP, TOP)
+    return core.to(torch.int8), unit, _away(a, core * unit[:, None] * steps)
+
+
+def _away(a: Tensor, b: Tensor) -> Tensor:
+    """(N,) how far b (N, w) is from a, where it took some roundings of float64 to make b."""
+    return vector_norm(a - b, dim=1) * (1 + 1e-9) + 2.0**-50 * vector_norm(b, dim=1)
+
+
+class Floats:
+    """-2 <a_z, a_x> of sketches (n, w), in float32, with queries a (B, w).
+
+    `moved` (B,) is what rounding moved these by, `square` (B,) what |a_x|^2 then is, float64. A
+    product is off by at most `off` |a_x| |a_z|.
+    """
+
+    def __init__(self, a: Tensor):
+        query, self.moved = rounded(a)
+        self.square = query.to(torch.float64).square().sum(1)
+        self.off = roundoff(a.shape[1])
+        self._query = -2 * query
+        self._room = query.new_zeros((0, 0), dtype=torch.float32)
+
+    def __call__(self, core: Tensor) -> Tensor:
+        """(B, n) float32, which the next call overwrites."""
+        with full_precision(core.device.type):
+            return torch.mm(self._query, core.T, out=self._into(len(core)))
+
+    def _into(self, count: int) -> Tensor:
+        if self._room.shape[1] < count:
+            self._room = self._room.new_empty((len(self.square), count))
+        return self._room[:, :count]
+
+
+class Halves(Floats):
+    """Sketches in bfloat16, multiplied as they are: half the memory is read.
+
+    Products of bfloat16 are exact in float32, and only their sum is rounded to it, by 2^-9.
+    """
+
+    def __init__(self, a: Tensor):
+        query, self.moved = rounded(a, torch.bfloat16)
+        self.square = query.to(torch.float64).square().sum(1)
+        self.off = 2.0**-9
+        self._query = -2 * query.T
+        self._room, self._products = query.new_zeros((0, 0), dtype=torch.float32), query[:0]
+
+    def __call__(self, core: Tensor) -> Tensor:
+        """(B, n) float32, which the next call overwrites."""
+        with full_precision("cpu"):
+            v = torch.mm(core, self._query, out=self._rows(len(core)))
+        return self._into(len(core)).copy_(v.T)
+
+    def _rows(self, count: int) -> Tensor:
+        if len(self._products) < count:
+            self._products = self._query.new_empty((count, self._query.shape[1]))
+        return self._products[:count]
+
+
+class Digits(Floats):
+    """Sketches of integers on `steps` (w,), multiplied exactly by queries of two digits."""
+
+    def __init__(self, a: Tensor, steps: Tensor):
+        scaled = a * steps
+        most = TOP * BASE + BASE // 2 - 1
+        unit = (scaled.abs().amax(1) / most).clamp(SMALL, LARGE).to(torch.float32)
+        whole = (scaled / unit[:, None]).round().clamp(-most, most)
+        query = whole * unit[:, None] / steps
+        self.moved = _away(a, query)
+        self.square = query.square().sum(1)
+        self.off = 2.0**-20
+        high = (whole / BASE).round()
+        digits = torch.cat([high, whole - BASE * high])
+        # Row by row in memory, in eights: of another layout torch may take the strides wrongly.
+        size = (a.shape[1], len(digits) + -len(digits) % 8)
+        self._query = torch.zeros(size, dtype=torch.int8)
+        self._query[:, : len(digits)] = digits.T
+        self._unit = -2 * unit[:, None]
+        self._room, self._sums = unit.new_zeros(0, 0), self._query[:0].to(torch.int32)
+
+    def __call__(self, core: Tensor) -> Tensor:
+        """(B, n) float32 without the rows' units, which the next call overwrites."""
+        count, b = len(core), len(self.square)
+        if len(self._sums) < count:
+            self._sums = self._query.new_empty((count, self._query.shape[1]), dtype=torch.int32)
+            self._parts = self._sums.to(torch.float32)
+        sums = torch._int_mm(core, self._query, out=self._sums[:count])
+        v = self._parts[:count].copy_(sums).T
+        into = torch.add(v[b : 2 * b], v[:b], alpha=BASE, out=self._into(count))
+        return into.mul_(self._unit)
