@@ -25,7 +25,7 @@ from shielded.shields.search.sketch import Sketch, up
 __all__ = ["Found", "Screen"]
 
 PAIRS = 1 << 23  # bounds that are held at once
-EACH, FIRST, MOST = 16, 256, 4096  # references that are measured at once: of each query; of all
+EACH, FIRST, MOST = 4, 256, 4096  # references that are measured at once: of each query; of all
 MANY = 512  # so many left to measure are worth finer sketches
 LONG = 1 << 14  # a list of so many is shortened first
 CLOSE = 1e-9  # shares that differ by less are equal, for float64
@@ -150,7 +150,9 @@ class Screen:
         share[:, known] = torch.maximum(share[:, known], least)
         best = best.clone()
         few = share.topk(min(EACH, len(row)), largest=False).indices.unique()
-        self._measure(asked, row, radius, few, share, best)
+        few = few[(share[:, few] <= best[:, None]).any(0)]
+        if len(few):
+            self._measure(asked, row, radius, few, share, best)
         left = (share / best[:, None]).amin(0)
         left[few] = inf
         todo = (~(left > 1)).nonzero()[:, 0]
