@@ -113,6 +113,20 @@ def test_it_works_on_pipelines(name):
     assert len(run.trace.records) >= family.steps
 
 
+def test_a_denoiser_function_is_pushed_by_sigma_squared_and_within_its_groups():
+    def model(x, sigma):
+        return x / (1 + sigma**2)
+
+    x, sigma = torch.randn(SHAPE, generator=torch.Generator().manual_seed(2)), 1.5
+    assert torch.equal(KernelRepulsion(strength=0.0).denoiser(model)(x, sigma), model(x, sigma))
+    guided = KernelRepulsion(strength=20.0).denoiser(model, groups=list("aaabbb"))
+    x0 = model(x, sigma).double().flatten(1)
+    push = torch.cat([repulsion(x0[:3]), repulsion(x0[3:])])
+    out = guided(x, sigma).double().flatten(1)
+    assert torch.allclose(out, x0 + 20.0 * sigma**2 * push, atol=1e-6)
+    assert float((out - x0).norm(dim=1).min()) > 1e-3
+
+
 @pytest.mark.parametrize(("embedding", "strength"), [(Colour(), 3.0), (Location(), 10.0)])
 def test_images_spread_in_the_space_that_was_asked_for(embedding, strength):
     pipe = load("tiny-sprites")
