@@ -381,6 +381,20 @@ def test_of_equal_references_all_are_the_closest():
     assert sorted(found.row.tolist()) == [3, 4, 5, 99, 100, 101]
 
 
+@pytest.mark.parametrize("first", ["near", "far"])
+def test_a_list_of_another_track_may_hold_none_of_the_nearest(first):
+    """Both lists are valid: what each leaves out is further outside than it says."""
+    z = points("random", 400, 8, torch.Generator().manual_seed(0)).double()
+    one, _ = screen(z, 0.3)
+    x = z[:1] + 2.0
+    a, _ = one.basis.query(x)
+    order, (every,) = distances(x, z)[0].argsort(), one._lists._lists
+    near, far = every.pick(order[:60], a, 0.2), every.pick(order[200:300], a, 0.2)
+    one._lists._lists += [far, near] if first == "near" else [near, far]
+    assert len(list(one._lists.valid(a, 0.1))) == 3
+    assert int(order[0]) in one.closest(x).row.tolist()
+
+
 def test_references_at_a_radius_that_is_tiny_against_their_norms_are_found():
     """There the product that measures is off by more than the radius allows."""
     generator = torch.Generator().manual_seed(0)

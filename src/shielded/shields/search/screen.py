@@ -104,7 +104,9 @@ class Screen:
         return outside.amin(0) - 1e-6 * (2 * furthest(x) + self._widest + reach) <= reach
 
     def _first(self, x: Tensor) -> Tensor:
-        """For each x (B, D) the rows with the smallest share = distance / radius, equals too.
+        """The rows with the smallest share = distance / radius from each x (B, D), equals too.
+
+        And those that were the nearest of a shorter list.
 
         What a list leaves out has a share of 1 + (way to it) / radius at least: a reference of a
         smaller share is the first of all, and longer lists need not be read.
@@ -125,7 +127,6 @@ class Screen:
                 rows.append(row)
             if left == inf or float(best.max()) * self._widest <= self._widest + left:
                 break
-            rows.clear()
         return torch.cat(rows)
 
     def _shorter(self, near: List, asked: Asked, blur: Tensor, best: Tensor) -> List:
@@ -170,6 +171,8 @@ class Screen:
                 done.append(few)
         few = torch.cat(done)
         few = few[(share[:, few] <= best[:, None]).any(0)].sort().values
+        if not len(few):  # another list, which need not hold these rows, had nearer ones
+            return row[few].long(), best
         return self._exactly(asked.x, row[few].long()), best
 
     def _measure(
