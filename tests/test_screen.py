@@ -142,7 +142,7 @@ def test_the_bound_is_a_bound(seed, d, kind):
 @settings(max_examples=60, deadline=None)
 @given(
     st.integers(0, 10**6),
-    st.integers(1, 160),
+    st.integers(2, 160),  # a sketch has s and rho at least
     st.integers(1, 12),
     st.sampled_from([1e-25, 1e-12, 1.0, 1e12]),
 )

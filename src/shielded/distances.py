@@ -10,7 +10,17 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-__all__ = ["Rough", "full_precision", "lower_squares", "roundoff", "squared_distances"]
+__all__ = [
+    "TINY",
+    "Rough",
+    "full_precision",
+    "lower_squares",
+    "rough_squares",
+    "roundoff",
+    "squared_distances",
+]
+
+TINY = 2.0**-100  # more than what is lost where float32 has no smaller numbers
 
 
 def squared_distances(x: Tensor, z: Tensor) -> Tensor:
@@ -59,12 +69,19 @@ class Rough(NamedTuple):
         return cls(points, vector_norm(points, dim=1).square_())
 
 
-def lower_squares(x: Rough, z: Rough) -> Tensor:
-    """What |x_b - z_m|^2 is at least, (B, M) float32 through one fast product; NaN on overflow.
+def rough_squares(x: Rough, z: Rough) -> tuple[Tensor, Tensor]:
+    """|x_b - z_m|^2 (B, M) float32 through one fast product, and what it is off by, at most.
 
-    Rounding and the product are off by at most `roundoff` (|x|^2 + |z|^2); that is granted twice.
+    Rounding loses `roundoff` (|x|^2 + |z|^2) in the product and in the norms. NaN or infinity where
+    float32 overflows, and then also off by infinity: neither a sum nor a difference tells anything.
     """
     norms = x.squares[:, None] + z.squares
     with full_precision(x.points.device.type):
         d2 = torch.addmm(norms, x.points, z.points.T, alpha=-2)
-    return d2.sub_(norms, alpha=2 * roundoff(x.points.shape[1] + 6))
+    return d2, norms.mul_(2 * roundoff(x.points.shape[1] + 6)).add_(TINY)
+
+
+def lower_squares(x: Rough, z: Rough) -> Tensor:
+    """What |x_b - z_m|^2 is at least, (B, M) float32; NaN on overflow."""
+    d2, off = rough_squares(x, z)
+    return d2.sub_(off)

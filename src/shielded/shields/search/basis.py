@@ -46,6 +46,7 @@ class Basis:
     axes: Tensor
     spread: Tensor = field(default_factory=lambda: torch.ones(1, dtype=torch.float64))
     _short: Tensor = field(init=False, repr=False)  # axes.T in float32, in pieces of SHORT rows
+    _size: float = field(init=False, repr=False)  # |mu|
 
     def __post_init__(self) -> None:
         # Laid out so that x @ axes.T reads memory in order.
@@ -53,6 +54,7 @@ class Basis:
         m, d = self.axes.shape
         short = pad(self.axes.T.to(torch.float32), (0, 0, 0, -d % SHORT))
         object.__setattr__(self, "_short", short.reshape(-1, SHORT, m))
+        object.__setattr__(self, "_size", float(vector_norm(self.mean)))
 
     def to(self, device: torch.device | str) -> Basis:
         """The same, on a device."""
@@ -104,29 +106,30 @@ class Basis:
 
     def blur(self, a: Tensor) -> Tensor:
         """(N,) how far float64 may have moved the sketches a: D roundings of |z - mu| and |mu|."""
-        return self._sure * (vector_norm(a, dim=1) + vector_norm(self.mean))
+        return self._sure * (vector_norm(a, dim=1) + self._size)
 
-    def query(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Sketches of x (B, D) and their blur, at a fraction of the price and a little less sharp.
+    def query(self, x: Tensor) -> tuple[Tensor, float]:
+        """Sketches of x (B, D) and the blur of any, at a fraction of the price and less sharp.
 
         s in float32, in short sums that float64 adds up. rho by Pythagoras, from squares that are
         off by w: then rho is off by sqrt(w) at most, and by w / rho.
         """
         x = x - self.mean
         s = self._short_sums(x)
-        length, sure = vector_norm(x, dim=1), self._sure  # much faster than a sum of squares
-        ss, xx = s.square().sum(1), length.square()
-        rest = (xx - ss).clamp(min=0).sqrt()
-        off = len(self.axes) ** 0.5 * (roundoff(SHORT) + 4 * 2.0**-24) * length  # of s
-        w = off * (2 * ss.sqrt() + off) + 4 * sure * xx
-        blur = off + torch.minimum(w.sqrt(), w / rest.clamp(min=1e-300)) * (1 + 1e-9)
-        blur = blur + sure * (length + vector_norm(self.mean))
-        return torch.cat([s, rest[:, None]], 1), blur
+        length, inside = vector_norm(x, dim=1), vector_norm(s, dim=1)  # faster than sums of squares
+        rest = (length.square() - inside.square()).clamp_(min=0).sqrt_()
+        most, least = (float(length.max()), float(rest.min())) if len(x) else (0.0, 0.0)
+        off = len(self.axes) ** 0.5 * (roundoff(SHORT) + 4 * 2.0**-24) * most  # of s
+        w = off * (2 * most + 3 * off) + 4 * self._sure * most * most
+        off += min(w**0.5, w / max(least, 1e-300)) * (1 + 1e-9)
+        return torch.cat([s, rest[:, None]], 1), off + self._sure * (most + self._size)
 
     def _short_sums(self, x: Tensor) -> Tensor:
         """x @ axes.T (B, m), float64: sums of SHORT products in float32."""
         count = len(self._short)
-        x = pad(x, (0, count * SHORT - x.shape[1])).to(torch.float32)
+        x = x.to(torch.float32)
+        if x.shape[1] < count * SHORT:
+            x = pad(x, (0, count * SHORT - x.shape[1]))
         with full_precision(x.device.type):
             parts = torch.bmm(x.reshape(len(x), count, SHORT).transpose(0, 1), self._short)
         return parts.sum(0, dtype=torch.float64)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, inf
 from torch.linalg import vector_norm
 
-from shielded.shields.search.memory import Asked
 from shielded.shields.search.sketch import Sketch
+from shielded.shields.search.tracks import Tracks
 
 __all__ = ["List", "Lists"]
 
@@ -25,7 +25,7 @@ WORTH = 0.8  # of the cost of a list, that it must be cheaper to make another
 TAKE = 2.0  # times as long as reading sketches: to put them into another list
 AHEAD = 0.7  # of a list's skin, that it is made further on: queries go on as they went
 STEPS = 20  # and no more calls further on than these
-SHORTEST = 128  # lists of so few are not shortened
+SHORTEST = 4096  # lists of so few are not shortened
 TRACKS = 2  # lists of each length: images, and where they were moved to
 
 
@@ -42,12 +42,19 @@ class List:
     spare: float
     depth: int = 0
 
-    def left(self, a: Tensor) -> float:
-        """How much further queries that are at a (B, m + 1) may go, at least."""
-        if self.spare == inf:
-            return inf
+    def left(self, a: Tensor, need: float = inf) -> float:
+        """How much further queries that are at a (B, m + 1) may go, at least.
+
+        A little less than could be told, where that is more than they `need`.
+        """
+        if self.spare == inf or not len(a):
+            return self.spare
+        if len(a) == len(self.at):  # mostly they are the same ones
+            left = self.spare - furthest(a - self.at)
+            if left > need:
+                return left
         way = torch.cdist(a, self.at, compute_mode="donot_use_mm_for_euclid_dist").amin(1)
-        return self.spare - float(way.max()) * (1 + 1e-9) if len(a) else self.spare
+        return self.spare - float(way.max()) * (1 + 1e-9)
 
     def pick(self, few: Tensor, at: Tensor, spare: float) -> List:
         """A shorter list, of the rows at places `few` (V,) in this one."""
@@ -61,7 +68,8 @@ class Lists:
     def __init__(self, sketch: Sketch, wide: Tensor):
         every = torch.arange(len(sketch), dtype=torch.int32, device=wide.device)
         self._lists = [List(every, sketch, wide, wide.new_zeros(0), inf)]  # ever shorter
-        self._skin, self._speed = 0.0, 0.0  # of the last list that was made from all; of queries
+        self._tracks = Tracks()
+        self._skin = 0.0  # of the last list that was made from all
         self.read = 0
 
     def valid(self, a: Tensor, need: float) -> Iterator[tuple[List, float]]:
@@ -70,25 +78,36 @@ class Lists:
         And how much further each lets queries go than `need`, which is at least 0.
         """
         for near in reversed(self._lists):
-            left = near.left(a)
+            left = near.left(a, need)
             if left > need:
                 yield near, left
 
     def _shortest(self, a: Tensor, need: float) -> tuple[List, float]:
         return next(self.valid(a, need), (self._lists[0], inf))
 
-    def near(self, asked: Asked, blur: Tensor, reach: float) -> Tensor:
+    def near(self, a: Tensor, blur: float, reach: float) -> Tensor:
         """Rows (M,), ascending, of all references within radius + reach, and of a few others.
 
-        From the margins that this takes, shorter lists are made, as far as they pay.
+        Where this takes many margins, shorter lists are made from them, as far as they pay.
         """
-        a, need = asked.a, reach + 2 * float(blur.max())
+        need = reach + 2 * blur
         near, left = self._shortest(a, need)
-        before, self._speed = self._speed, furthest(asked.move)
-        pace = min(before, self._speed)
+        if len(near.row) > SHORTEST:
+            near, margin = self._shorten(near, left, a, blur, need)
+        else:
+            margin = self._margins(near, a, blur)
+        self._tracks.add(a)
+        return near.row[~(margin > reach)].long()
+
+    def _shorten(
+        self, near: List, left: float, a: Tensor, blur: float, need: float
+    ) -> tuple[List, Tensor]:
+        """The shortest list that can be made of one, and the margins of all that are on it."""
+        move, before = self._tracks.moves(a)
+        pace = min(furthest(move), furthest(before))
         steps = min(AHEAD * self._skin / max(pace, 1e-300), STEPS)
-        if not near.depth and steps > 1 and self._steady(asked):
-            on = a + steps * asked.move
+        if not near.depth and steps > 1 and _steady(move, before):
+            on = a + steps * move
             few, spare = self._few(near, self._margins(near, on, blur), inf, need, pace)
             if spare > furthest(on - a) + need:
                 near = self._add(near.pick(few, on, spare))
@@ -99,19 +118,19 @@ class Lists:
             if spare == -inf:
                 break
             near, margin, left = self._add(near.pick(few, a, spare)), margin[few], spare
-        return near.row[~(margin > reach)].long()
+        return near, margin
 
-    def bounds(self, near: List, a: Tensor, blur: Tensor) -> Tensor:
+    def bounds(self, near: List, a: Tensor, blur: float) -> Tensor:
         """(B, U) float32: what distances to all of a list are at least."""
         self.read += len(near.row)
         return near.sketch.bounds(a, blur)
 
-    def within(self, near: List, a: Tensor, blur: Tensor, limit: Tensor) -> Tensor:
+    def within(self, near: List, a: Tensor, blur: float, limit: Tensor) -> Tensor:
         """Places (V,) in a list of all that may be within its own limit (B,) of some query."""
         self.read += len(near.row)
         return near.sketch.within(a, blur, limit)
 
-    def _margins(self, near: List, a: Tensor, blur: Tensor) -> Tensor:
+    def _margins(self, near: List, a: Tensor, blur: float) -> Tensor:
         self.read += len(near.row)
         return near.sketch.margins(a, blur, near.wide)
 
@@ -145,10 +164,10 @@ class Lists:
             self._skin = near.spare
         return near
 
-    def _steady(self, asked: Asked) -> bool:
-        """Whether queries go on as they went; a jump, as to another generation, says nothing."""
-        move, before = asked.move, asked.before
-        return bool((before * move).sum() > 0.5 * move.square().sum())
+
+def _steady(move: Tensor, before: Tensor) -> bool:
+    """Whether queries go on as they went; a jump, as to another generation, says nothing."""
+    return bool((before * move).sum() > 0.5 * move.square().sum())
 
 
 def furthest(move: Tensor) -> float:

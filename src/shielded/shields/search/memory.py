@@ -3,8 +3,8 @@
 
     |x - z| >= |y - z| - |x - y|                                                            (3)
 
-so a distance once measured from y still says something when x is asked about. Sampling goes along
-a few tracks, those of the images and those of where they were moved to: y is the last on its own.
+so a distance once measured from y still says something when x is asked about: y is the nearest of
+those that were asked about before.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, inf
 from torch.linalg import vector_norm
 
-from shielded.distances import full_precision, roundoff
-from shielded.shields.search.sketch import TINY, up
+from shielded.distances import Rough, rough_squares
+from shielded.shields.search.sketch import up
 
 __all__ = ["Asked", "Memory"]
 
@@ -29,22 +29,15 @@ LATELY = 128  # points asked about that are kept
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """Points x (B, D) with sketches a (B, m + 1), and their places in memory.
-
-    Each has come `move` (B, m + 1) from the nearest point asked before, and that one `before`.
-    """
+    """Points x (B, D) with sketches a (B, m + 1), and their places in memory."""
 
     x: Tensor
     a: Tensor
     at: slice
-    move: Tensor
-    before: Tensor
 
     def __getitem__(self, part: slice) -> Asked:
         at = range(self.at.start, self.at.stop)[part]
-        return Asked(
-            self.x[part], self.a[part], slice(at.start, at.stop), self.move[part], self.before[part]
-        )
+        return Asked(self.x[part], self.a[part], slice(at.start, at.stop))
 
 
 class Memory:
@@ -54,7 +47,7 @@ class Memory:
         self.fetch = fetch
         self._place = torch.full((count,), NEVER, dtype=torch.int32, device=like.device)
         self._row = self._place[:0].long()  # whose point lies at each place, -1 for nobody's
-        self._z = self._size = like[:0].float()  # and |z|
+        self._z = like[:0].float()
         self._new, self._again = 0, 0  # how many points came in; of these, how many once more
         self._x, self._a = like.new_zeros((0, len(like))), like.new_zeros((0, width))
         self._lately(LATELY)
@@ -85,19 +78,16 @@ class Memory:
             self._lately(4 * len(x))
         start = self._turn if self._turn + len(x) <= len(self._x) else 0
         at = slice(start, start + len(x))
-        move, before = torch.zeros_like(a), torch.zeros_like(a)
         used = min(self._new, len(self._row))
         least = self._least.new_zeros(())
         if self._asked:
-            some = self._a[: self._asked]
-            near = torch.addmm(some.square().sum(1), a, some.T, alpha=-2).argmin(1)
+            near = torch.cdist(a, self._a[: self._asked]).argmin(1)
             way = vector_norm(x - self._x[near], dim=1) * (1 + 1e-9)
             least = self._least[:, :used].index_select(0, near)
             least = torch.add(-up(way)[:, None], least, alpha=1 - 2.0**-21)
-            move, before = a - self._a[near], self._move[near]
         self._turn, self._asked = at.stop, max(self._asked, at.stop)
-        self._x[at], self._a[at], self._move[at], self._least[at, :used] = x, a, move, least
-        return Asked(x, a, at, move, before)
+        self._x[at], self._a[at], self._least[at, :used] = x, a, least
+        return Asked(x, a, at)
 
     def known(self, row: Tensor) -> Tensor:
         """The places in `row` (M,) of those that are in memory."""
@@ -112,27 +102,19 @@ class Memory:
         return torch.where(place >= 0, known, 0.0)  # no product: known may be -inf
 
     def measure(self, asked: Asked, row: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, M) float32: what distances to rows are at least and at most; it is remembered.
+        """(B, M) float32: what distances to rows are at least and at most; it is remembered."""
+        d2, off = rough_squares(Rough.of(asked.x), Rough.of(self.points(row)))
+        low = (d2 - off).clamp_(min=0).sqrt_().mul_(1 - 1e-6).nan_to_num_(nan=0.0)
+        self.learn(asked, row, low)
+        return low, (d2 + off).sqrt_().mul_(1 + 1e-6).nan_to_num_(inf, inf)
 
-        |x|^2 + |z|^2 - 2 <x, z>, of which rounding to float32 may lose `off`, at most.
-        """
-        z = self.points(row)
+    def learn(self, asked: Asked, row: Tensor, low: Tensor) -> None:
+        """Remember that distances to those of rows (M,) that are here are at least low (B, M)."""
         place = self._place[row].long()
         kept = (place >= 0).nonzero()[:, 0]
-        zz = self._size[place] if len(kept) == len(row) else _sizes(z)
-        xx = up(vector_norm(asked.x, dim=1))[:, None]
-        with full_precision(z.device.type):
-            v = asked.x.to(torch.float32) @ z.to(torch.float32).T
-        d2 = (xx * xx + zz * zz).sub_(v, alpha=2)
-        off = (xx + zz).square_().mul_(2 * roundoff(z.shape[1] + 6)).add_(TINY)
-        sure = d2.isfinite() & off.isfinite()
-        low = torch.where(sure, (d2 - off).clamp_(min=0).sqrt_().mul_(1 - 1e-6), 0.0)
-        high = torch.where(sure, (d2 + off).sqrt_().mul_(1 + 1e-6), inf)
-        if len(kept):
-            least, place = self._least[asked.at], place[kept]
-            known = torch.maximum(least.index_select(1, place), low.index_select(1, kept))
-            least.index_copy_(1, place, known)
-        return low, high
+        least, place = self._least[asked.at], place[kept]
+        known = torch.maximum(least.index_select(1, place), low.index_select(1, kept))
+        least.index_copy_(1, place, known)
 
     def _keep(self, row: Tensor, z: Tensor) -> None:
         """Put points where the oldest are."""
@@ -143,7 +125,7 @@ class Memory:
         old = self._row[place]
         self._place[old[old >= 0]] = LET_GO
         self._place[row] = place.int()
-        self._row[place], self._z[place], self._size[place] = row, z, _sizes(z)
+        self._row[place], self._z[place] = row, z
         self._least[:, place] = 0
 
     def _make_room(self, like: Tensor, size: int) -> None:
@@ -151,13 +133,13 @@ class Memory:
         count = min(max(1, min(size, HOT) // self._bytes(like)), len(self._place))
         used = min(self._new, len(self._row))
         at = torch.arange(self._new - used, self._new, device=like.device) % max(used, 1)
-        kept = self._row[at], self._z[:used], self._size[at], self._least[:, at]
+        kept = self._row[at], self._z[:used], self._least[:, at]
         self._row = torch.full((count,), -1, dtype=torch.long, device=like.device)
-        self._z, self._size = like.new_empty((count, like.shape[1])), self._size.new_empty(count)
-        self._least = self._size.new_zeros((len(self._x), count))
+        self._z = like.new_empty((count, like.shape[1]))
+        self._least = self._least.new_zeros((len(self._x), count))
         if used:
-            self._row[:used], self._z[:used], self._size[:used] = kept[0], kept[1][at], kept[2]
-            self._least[:, :used] = kept[3]
+            self._row[:used], self._z[:used] = kept[0], kept[1][at]
+            self._least[:, :used] = kept[2]
             self._place[kept[0]] = torch.arange(used, dtype=torch.int32, device=like.device)
         self._new, self._again = used, 0
 
@@ -169,11 +151,5 @@ class Memory:
         """Room for as many points asked about; those that were are forgotten."""
         self._x = self._x.new_empty((count, self._x.shape[1]))
         self._a = self._a.new_zeros((count, self._a.shape[1]))
-        self._move = torch.zeros_like(self._a)
-        self._least = self._size.new_zeros((count, len(self._row)))
+        self._least = self._z.new_zeros((count, len(self._row)), dtype=torch.float32)
         self._asked, self._turn = 0, 0  # how many are there, how many there have been
-
-
-def _sizes(z: Tensor) -> Tensor:
-    """|z| (M,) float32."""
-    return vector_norm(z.to(torch.float32), dim=1)

@@ -15,13 +15,12 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from shielded.distances import roundoff
+from shielded.distances import TINY, roundoff
 
 BLOCK, NUMBERS = 2048, 2**23  # images of the set at a time, and numbers in them at most
 POINTS = 1024  # points at a time
 PAIRS = 32  # distances measured at a time
 CROWD = 32  # points with more candidates are sifted in float64 first
-TINY = 2.0**-100  # more than what is lost where float32 has no smaller numbers
 
 
 @contextmanager

@@ -9,7 +9,8 @@ out so; where not, or where it is gone, Lance is asked.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,33 +22,35 @@ from shielded.shields.store.engine import DATA
 
 __all__ = ["OnDisk"]
 
-PLACE = np.uint64(32)  # bits of a row address that count within its fragment
-ROW = np.uint64(2**32 - 1)  # those bits
+PLACE = 32  # bits of a row address that count within its fragment
+AT_ONCE = 256  # reads that the disk is told of together, and files that are open at most
 
 
 @dataclass(frozen=True, slots=True)
 class Pages:
-    """Pages of a file: how many rows lie before each (P,), and at which byte it starts (P,)."""
+    """Pages of a file: how many rows lie before each, and at which byte it starts."""
 
-    path: Path
-    before: np.ndarray
-    start: np.ndarray
+    path: str
+    before: list[int]
+    start: list[int]
 
-    def bytes(self, at: np.ndarray, width: int) -> list[int]:
-        """Where the rows at places `at` (n,), of `width` bytes each, start."""
-        row = at.astype(np.int64)
-        page = np.searchsorted(self.before, row, "right") - 1
-        return (self.start[page] + (row - self.before[page]) * width).tolist()
+    def byte(self, row: int, width: int) -> int:
+        """Where a row, of `width` bytes, starts."""
+        page = bisect_right(self.before, row) - 1
+        return self.start[page] + (row - self.before[page]) * width
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[int]:
-    """A file to read from, by its number."""
-    file = os.open(path, os.O_RDONLY)
+def opened(paths: Mapping[int, str]) -> Iterator[dict[int, int]]:
+    """Files to read from, each by its number."""
+    files: dict[int, int] = {}
     try:
-        yield file
+        for name, path in paths.items():
+            files[name] = os.open(path, os.O_RDONLY)
+        yield files
     finally:
-        os.close(file)
+        for file in files.values():
+            os.close(file)
 
 
 class OnDisk:
@@ -55,46 +58,56 @@ class OnDisk:
 
     def __init__(self, store: ProtectedSet, parts: Sequence[Part]):
         self.store = store
-        self._parts = {int(part.rows[0] >> PLACE): part for part in parts if len(part.rows)}
+        self._parts = {int(part.rows[0]) >> PLACE: part for part in parts if len(part.rows)}
         self._pages: dict[int, Pages | None] = {}
         self._width = store.dim * np.dtype(store.dtype).itemsize
 
     def __call__(self, address: np.ndarray) -> np.ndarray:
         """Points (n, D) as they are stored, in the order asked."""
-        order = np.argsort(address)
-        which = (address[order] >> PLACE).astype(np.int64)
-        groups = np.split(order, np.flatnonzero(np.diff(which)) + 1) if len(order) else []
         found = np.empty((len(address), self.store.dim), self.store.dtype)
+        order = np.argsort(address).tolist()
         with suppress(OSError):
-            asked = []
-            for rows in groups:
-                pages = self._laid_out(int(address[rows[0]] >> PLACE))
-                if pages is None:
+            for start in range(0, len(order), AT_ONCE):
+                rows = order[start : start + AT_ONCE]
+                if not self._read(address[rows].tolist(), rows, found):
                     return self.store.take(address)
-                asked.append((pages, pages.bytes(address[rows] & ROW, self._width), rows))
-            with suppress(OSError):  # where it cannot be told, it is read all the same
-                self._announce(asked)
-            for pages, byte, rows in asked:
-                self._read(pages, byte, rows, found)
             return found
         return self.store.take(address)
 
-    def _announce(self, asked: Sequence[tuple[Pages, list[int], np.ndarray]]) -> None:
-        """Tell the disk of all reads, so that it does many at once: one by one each waits."""
-        if not hasattr(os, "posix_fadvise"):
-            return
-        for pages, byte, _ in asked:
-            with opened(pages.path) as file:
-                for start in byte:
-                    os.posix_fadvise(file, start, self._width, os.POSIX_FADV_WILLNEED)
+    def _read(self, address: Sequence[int], rows: Sequence[int], found: np.ndarray) -> bool:
+        """Put points into those rows of `found`; False if one cannot be found."""
+        pages = {fragment: self._laid_out(fragment) for fragment in {a >> PLACE for a in address}}
+        there = {fragment: one for fragment, one in pages.items() if one is not None}
+        if len(there) < len(pages):
+            return False
+        self._fill(there, address, rows, found)
+        return True
 
-    def _read(self, pages: Pages, byte: list[int], rows: np.ndarray, found: np.ndarray) -> None:
-        """Put the points that start at these bytes of one file into those rows of `found`."""
+    def _fill(
+        self,
+        pages: Mapping[int, Pages],
+        address: Sequence[int],
+        rows: Sequence[int],
+        found: np.ndarray,
+    ) -> None:
         width, into = self._width, memoryview(found.data).cast("B")
-        with opened(pages.path) as file:
-            for row, start in zip((rows * width).tolist(), byte, strict=True):
-                if os.preadv(file, [into[row : row + width]], start) != width:
-                    raise OSError(f"{pages.path} is too short")
+        with opened({fragment: one.path for fragment, one in pages.items()}) as files:
+            reads = [
+                (files[a >> PLACE], pages[a >> PLACE].byte(a & (1 << PLACE) - 1, width))
+                for a in address
+            ]
+            self._announce(reads)
+            for row, (file, byte) in zip(rows, reads, strict=True):
+                if os.preadv(file, [into[row * width : (row + 1) * width]], byte) != width:
+                    raise OSError("a file of the set is too short")
+
+    def _announce(self, reads: Sequence[tuple[int, int]]) -> None:
+        """Tell the disk of all reads, so that it does many at once: one by one each waits."""
+        if len(reads) < 2 or not hasattr(os, "posix_fadvise"):
+            return
+        with suppress(OSError):  # where it cannot be told, it is read all the same
+            for file, byte in reads:
+                os.posix_fadvise(file, byte, self._width, os.POSIX_FADV_WILLNEED)
 
     def _laid_out(self, fragment: int) -> Pages | None:
         """Where the points of a fragment are, or None if that cannot be told for sure."""
@@ -105,7 +118,7 @@ class OnDisk:
             if pages is not None and part is not None:
                 some = part.rows[np.unique(np.linspace(0, len(part.rows) - 1, 3).astype(int))]
                 mine = np.empty((len(some), self.store.dim), self.store.dtype)
-                self._read(pages, pages.bytes(some & ROW, self._width), np.arange(len(some)), mine)
+                self._fill({fragment: pages}, some.tolist(), range(len(some)), mine)
                 if mine.tobytes() != np.ascontiguousarray(self.store.take(some)).tobytes():
                     pages = None
             self._pages[fragment] = pages
@@ -127,4 +140,4 @@ class OnDisk:
         if bool((size % self._width).any()):
             return None
         before = np.concatenate([[0], np.cumsum(size // self._width)[:-1]])
-        return Pages(path, before, np.array([buffer.position for buffer in buffers]))
+        return Pages(str(path), before.tolist(), [int(buffer.position) for buffer in buffers])

@@ -22,6 +22,7 @@ __all__ = ["Digits", "Floats", "Halves", "cheapest", "rounded", "rounded_to_step
 
 TOP, BASE = 127, 128  # the largest digit, and what the first counts for
 SMALL, LARGE = 1e-30, 1e38  # units of float32 that can still be multiplied
+LEAST = 2.0**-140  # more than float32 moves what is too small for it
 
 
 def cheapest(device: torch.device | str) -> torch.dtype:
@@ -58,11 +59,12 @@ class Floats:
     """
 
     def __init__(self, a: Tensor):
-        query, self.moved = rounded(a)
-        self.square = query.to(torch.float64).square().sum(1)
+        length = vector_norm(a, dim=1)
+        # By half a last place of each number: what |a_x|^2 then is, is told to 2^-22.
+        self.moved, self.square = length * 2.0**-24 + LEAST, length.square()
         self.off = roundoff(a.shape[1])
-        self._query = -2 * query
-        self._room = query.new_zeros((0, 0), dtype=torch.float32)
+        self._query = a.to(torch.float32).mul_(-2)
+        self._room = self._query.new_zeros((0, 0))
 
     def __call__(self, core: Tensor) -> Tensor:
         """(B, n) float32, which the next call overwrites."""
@@ -114,20 +116,19 @@ class Digits(Floats):
         self.off = 2.0**-20
         high = (whole / BASE).round()
         digits = torch.cat([high, whole - BASE * high])
-        # Row by row in memory, in eights: of another layout torch may take the strides wrongly.
-        size = (a.shape[1], len(digits) + -len(digits) % 8)
-        self._query = torch.zeros(size, dtype=torch.int8)
-        self._query[:, : len(digits)] = digits.T
+        # In eights, and row by row in memory: of another layout torch may take the strides wrongly.
+        self._query = torch.zeros((len(digits) + -len(digits) % 8, a.shape[1]), dtype=torch.int8)
+        self._query[: len(digits)] = digits
         self._unit = -2 * unit[:, None]
-        self._room, self._sums = unit.new_zeros(0, 0), self._query[:0].to(torch.int32)
+        self._room = self._sums = unit.new_empty((0, 0))
 
     def __call__(self, core: Tensor) -> Tensor:
         """(B, n) float32 without the rows' units, which the next call overwrites."""
-        count, b = len(core), len(self.square)
-        if len(self._sums) < count:
-            self._sums = self._query.new_empty((count, self._query.shape[1]), dtype=torch.int32)
-            self._parts = self._sums.to(torch.float32)
-        sums = torch._int_mm(core, self._query, out=self._sums[:count])
-        v = self._parts[:count].copy_(sums).T
-        into = torch.add(v[b : 2 * b], v[:b], alpha=BASE, out=self._into(count))
-        return into.mul_(self._unit)
+        b = len(self.square)
+        sums = torch._int_mm(self._query, core.T)
+        if self._sums.shape != sums.shape:
+            self._sums = torch.empty(sums.shape)
+        v = self._sums.copy_(sums)
+        return torch.add(v[b : 2 * b], v[:b], alpha=BASE, out=self._into(len(core))).mul_(
+            self._unit
+        )

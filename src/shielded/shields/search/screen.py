@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, inf
 
-from shielded.distances import squared_distances
+from shielded.distances import Rough, rough_squares, squared_distances
 from shielded.shields.search.basis import Basis
 from shielded.shields.search.finer import Finer
 from shielded.shields.search.lists import List, Lists, furthest
@@ -26,7 +26,7 @@ __all__ = ["Found", "Screen"]
 
 PAIRS = 1 << 23  # bounds that are held at once
 EACH, FIRST, MOST = 4, 256, 4096  # references that are measured at once: of each query; of all
-MANY = 512  # so many left to measure are worth finer sketches
+MANY = 512  # so many left to measure are worth a look at what is known, and finer sketches
 LONG = 1 << 14  # a list of so many is shortened first
 CLOSE = 1e-9  # shares that differ by less are equal, for float64
 
@@ -68,22 +68,24 @@ class Screen:
     def near(self, x: Tensor, reach: float = 0.0) -> Found:
         """All references within radius + reach of any x (B, D), float64."""
         a, blur = self.basis.query(x)
-        asked = self._memory.ask(x, a)
-        row = self._lists.near(asked, blur, reach)
-        wide = up(self.radius[row] + reach)
-        row, wide = self._unknown(asked, row, wide)
-        if self.finer is not None and len(row) > MANY:
-            left = (~(self.finer.bounds(x, row) > wide)).any(0).nonzero()[:, 0]
-            row, wide = row[left], wide[left]
-        low, high = self._memory.measure(asked, row)
-        hit, open = (high <= wide).any(0), ~(low > wide).all(0)
-        some = row[open]
-        z = self._memory.points(some).to(torch.float64)
-        hit = hit[open]
+        row = self._lists.near(a, blur, reach)
+        asked = self._memory.ask(x, a) if len(row) > MANY else None
+        if asked is not None:
+            row = self._fewer(asked, row, reach)
+        if not len(row):
+            return Found(row, x[:0])
+        z = self._memory.points(row)
+        d2, off = rough_squares(Rough.of(x), Rough.of(z))
+        limit = (self.radius[row] + reach).square()
+        low = d2 - off
+        hit, maybe = (d2.add_(off) <= limit).any(0), (~(low > limit)).any(0).nonzero()[:, 0]
+        if asked is not None:
+            self._memory.learn(asked, row, low.sqrt_().mul_(1 - 1e-6).nan_to_num_(nan=0.0))
+        row, z, hit = row[maybe], z[maybe].to(torch.float64), hit[maybe]
         if not bool(hit.all()):
-            hit[~hit] = self._inside(x, some[~hit], z[~hit], reach)
-            some, z = some[hit], z[hit]
-        return Found(some, z)
+            hit[~hit] = self._inside(x, row[~hit], z[~hit], reach)
+            row, z = row[hit], z[hit]
+        return Found(row, z)
 
     def closest(self, x: Tensor) -> Found:
         """For each x (B, D) the reference with the smallest distance / radius, and maybe others."""
@@ -92,10 +94,14 @@ class Screen:
         row = self._first(x).unique()
         return Found(row, self._memory.points(row).to(torch.float64))
 
-    def _unknown(self, asked: Asked, row: Tensor, wide: Tensor) -> tuple[Tensor, Tensor]:
-        """Those rows that what is known does not rule out."""
+    def _fewer(self, asked: Asked, row: Tensor, reach: float) -> Tensor:
+        """Those rows that neither what is known rules out nor, of many, finer sketches."""
+        wide = up(self.radius[row] + reach)
         left = (~(self._memory.least(asked, row) > wide)).any(0).nonzero()[:, 0]
-        return row[left], wide[left]
+        row, wide = row[left], wide[left]
+        if self.finer is None or len(row) <= MANY:
+            return row
+        return row[(~(self.finer.bounds(asked.x, row) > wide)).any(0)]
 
     def _inside(self, x: Tensor, row: Tensor, z: Tensor, reach: float) -> Tensor:
         """Which references (M,) are within radius + reach of any x, by float64."""
@@ -112,7 +118,7 @@ class Screen:
         smaller share is the first of all, and longer lists need not be read.
         """
         a, blur = self.basis.query(x)
-        asked, blurred = self._memory.ask(x, a), 2 * float(blur.max())
+        asked, blurred = self._memory.ask(x, a), 2 * blur
         rows, best = [], torch.full((len(x),), inf, dtype=torch.float32, device=x.device)
         for near, left in self._lists.valid(a, blurred):
             left = left - blurred
@@ -123,13 +129,13 @@ class Screen:
             size = max(1, PAIRS // len(near.row))
             for start in range(0, len(x), size):
                 part = slice(start, start + size)
-                row, best[part] = self._best(near, asked[part], blur[part], best[part])
+                row, best[part] = self._best(near, asked[part], blur, best[part])
                 rows.append(row)
             if left == inf or float(best.max()) * self._widest <= self._widest + left:
                 break
         return torch.cat(rows)
 
-    def _shorter(self, near: List, asked: Asked, blur: Tensor, best: Tensor) -> List:
+    def _shorter(self, near: List, asked: Asked, blur: float, best: Tensor) -> List:
         """A list without those whose share is above the best (B,), which are a few's at first."""
         if not bool(best.isfinite().all()):
             few = torch.arange(0, len(near.row), -(-len(near.row) // FIRST), device=best.device)
@@ -139,7 +145,7 @@ class Screen:
         few = self._lists.within(near, asked.a, blur, best.to(torch.float64) * self._widest)
         return near.pick(few, asked.a, 0.0) if len(few) < len(near.row) // 2 else near
 
-    def _best(self, near: List, asked: Asked, blur: Tensor, best: Tensor) -> tuple[Tensor, Tensor]:
+    def _best(self, near: List, asked: Asked, blur: float, best: Tensor) -> tuple[Tensor, Tensor]:
         """The rows of a list with the smallest share, and at most how large they are (B,).
 
         References are measured in the order of their bounds, until no bound is below the best.

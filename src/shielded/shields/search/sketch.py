@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from shielded.distances import TINY
 from shielded.shields.search.product import Digits, Floats, Halves
 
 __all__ = ["Sketch", "up"]
@@ -15,7 +16,6 @@ __all__ = ["Sketch", "up"]
 CHUNK = 1 << 18  # bounds of one matrix product: they stay in the cache
 FEW = 4096  # rows that are worth float32
 MOST = 3e38  # what is further than float32 can tell is no nearer
-TINY = 2.0**-100  # more than what is lost where float32 has no smaller numbers
 
 
 class Sketch:
@@ -52,10 +52,10 @@ class Sketch:
         core = self._floats(core)
         return Sketch(core if unit is None else core.mul_(unit[:, None]), lost, square)
 
-    def bounds(self, a: Tensor, blur: Tensor) -> Tensor:
+    def bounds(self, a: Tensor, blur: float) -> Tensor:
         """(B, N) float32: what the distances of queries a (B, m + 1) to all are at least.
 
-        `blur` (B,) is what the sketches a are off by.
+        `blur` is what the sketches a are off by.
         """
         products, below, off, share = self._query(a, blur)
         found = torch.empty((len(a), len(self)), dtype=torch.float32, device=a.device)
@@ -65,7 +65,7 @@ class Sketch:
             torch.sub(d, self.lost[part], out=found[:, part]).sub_(off[:, None])
         return found
 
-    def margins(self, a: Tensor, blur: Tensor, wide: Tensor) -> Tensor:
+    def margins(self, a: Tensor, blur: float, wide: Tensor) -> Tensor:
         """(N,) float32: how far the nearest query must move, at least, to be within each `wide`.
 
         `wide` (N,) float32 is each radius with what was `lost`. NaN where float32 overflowed.
@@ -77,7 +77,7 @@ class Sketch:
         found.add_(self.square, alpha=share).clamp_(0, MOST).sqrt_().sub_(wide)
         return found.sub_(float(off.max()))
 
-    def within(self, a: Tensor, blur: Tensor, limit: Tensor) -> Tensor:
+    def within(self, a: Tensor, blur: float, limit: Tensor) -> Tensor:
         """Places (V,) of all that may be within limit (B,) float64 of the query it is for.
 
         |a_x - a_z|^2 <= t^2 where t is the limit and all that was lost, at most: by (2) that needs
@@ -96,14 +96,14 @@ class Sketch:
         return torch.cat(found)
 
     def _query(
-        self, a: Tensor, blur: Tensor
+        self, a: Tensor, blur: float
     ) -> tuple[Iterator[tuple[slice, Tensor]], Tensor, Tensor, float]:
         """-2 v (B, n) for pieces of all rows, the part of a_x in (2), what it lost, and 1 - e."""
         times = self._times(a)
-        sums = (a.shape[1] + 16) * 2.0**-24  # roundings of float32 on the way to a margin
+        sums = (a.shape[1] + 20) * 2.0**-24  # roundings of float32 on the way to a margin
         share = 1 - 2 * (sums + times.off)  # e twice
-        below = times.square * share - TINY * (1 + times.square.sqrt())
-        return self._products(times, len(a)), -up(-below), up(times.moved + blur), share
+        below = (times.square * share).sub_(2 * TINY).clamp_(max=MOST).to(torch.float32)
+        return self._products(times, len(a)), below, up(times.moved + blur), share
 
     def _times(self, a: Tensor) -> Floats:
         """The queries, as these sketches are multiplied."""
