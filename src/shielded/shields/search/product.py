@@ -55,8 +55,10 @@ class Floats:
     """-2 <a_z, a_x> of sketches (n, w), in float32, with queries a (B, w).
 
     `moved` (B,) is what rounding moved these by, `square` (B,) what |a_x|^2 then is, float64. A
-    product is off by at most `off` |a_x| |a_z|.
+    product is off by at most `off` |a_x| |a_z|, and comes in units of `unit`.
     """
+
+    unit = 1.0
 
     def __init__(self, a: Tensor):
         length = vector_norm(a, dim=1)
@@ -103,32 +105,30 @@ class Halves(Floats):
 
 
 class Digits(Floats):
-    """Sketches of integers on `steps` (w,), multiplied exactly by queries of two digits."""
+    """Sketches of integers on `steps` (w,), multiplied exactly by queries of two digits.
+
+    Of some 1,000 numbers sums still fit into 32 bits; sketches have 128 at most.
+    """
 
     def __init__(self, a: Tensor, steps: Tensor):
         scaled = a * steps
         most = TOP * BASE + BASE // 2 - 1
-        unit = (scaled.abs().amax(1) / most).clamp(SMALL, LARGE).to(torch.float32)
-        whole = (scaled / unit[:, None]).round().clamp(-most, most)
-        query = whole * unit[:, None] / steps
+        top = float(scaled.abs().max()) if len(a) else 0.0
+        unit = min(max(top / most, SMALL), LARGE)
+        whole = (scaled / unit).round_().clamp_(-most, most)
+        query = whole * unit / steps
         self.moved = _away(a, query)
         self.square = query.square().sum(1)
-        self.off = 2.0**-20
-        high = (whole / BASE).round()
-        digits = torch.cat([high, whole - BASE * high])
+        self.off, self.unit = 2.0**-20, -2 * unit
+        high = (whole / BASE).round_()
         # In eights, and row by row in memory: of another layout torch may take the strides wrongly.
+        digits = torch.cat([high, whole.sub_(high, alpha=BASE)])
         self._query = torch.zeros((len(digits) + -len(digits) % 8, a.shape[1]), dtype=torch.int8)
         self._query[: len(digits)] = digits
-        self._unit = -2 * unit[:, None]
-        self._room = self._sums = unit.new_empty((0, 0))
+        self._room = torch.empty((0, 0))
 
     def __call__(self, core: Tensor) -> Tensor:
-        """(B, n) float32 without the rows' units, which the next call overwrites."""
+        """(B, n) float32 in this unit and that of each row, which the next call overwrites."""
         b = len(self.square)
         sums = torch._int_mm(self._query, core.T)
-        if self._sums.shape != sums.shape:
-            self._sums = torch.empty(sums.shape)
-        v = self._sums.copy_(sums)
-        return torch.add(v[b : 2 * b], v[:b], alpha=BASE, out=self._into(len(core))).mul_(
-            self._unit
-        )
+        return self._into(len(core)).copy_(sums[b : 2 * b].add_(sums[:b], alpha=BASE))

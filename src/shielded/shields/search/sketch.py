@@ -57,10 +57,10 @@ class Sketch:
 
         `blur` is what the sketches a are off by.
         """
-        products, below, off, share = self._query(a, blur)
+        times, below, off, share = self._query(a, blur)
         found = torch.empty((len(a), len(self)), dtype=torch.float32, device=a.device)
-        for part, v in products:
-            d2 = v.add_(below[:, None]).add_(self.square[part], alpha=share)
+        for part, v in self._sums(times, below):
+            d2 = v.add_(self.square[part], alpha=share)
             d = d2.nan_to_num_(nan=0.0).clamp_(0, MOST).sqrt_()
             torch.sub(d, self.lost[part], out=found[:, part]).sub_(off[:, None])
         return found
@@ -70,12 +70,12 @@ class Sketch:
 
         `wide` (N,) float32 is each radius with what was `lost`. NaN where float32 overflowed.
         """
-        products, below, off, share = self._query(a, blur)
-        found = torch.empty(len(self), dtype=torch.float32, device=a.device)
-        for part, v in products:
-            torch.amin(v.add_(below[:, None]), 0, out=found[part])
-        found.add_(self.square, alpha=share).clamp_(0, MOST).sqrt_().sub_(wide)
-        return found.sub_(float(off.max()))
+        times, below, off, share = self._query(a, blur)
+        found, most = torch.empty(len(self), dtype=torch.float32, device=a.device), float(off.max())
+        for part, v in self._sums(times, below):
+            d2 = torch.amin(v, 0, out=found[part]).add_(self.square[part], alpha=share)
+            d2.clamp_(0, MOST).sqrt_().sub_(wide[part]).sub_(most)
+        return found
 
     def within(self, a: Tensor, blur: float, limit: Tensor) -> Tensor:
         """Places (V,) of all that may be within limit (B,) float64 of the query it is for.
@@ -83,27 +83,24 @@ class Sketch:
         |a_x - a_z|^2 <= t^2 where t is the limit and all that was lost, at most: by (2) that needs
         xx - t^2 - 2 v <= -zz, of which the left side needs only its smallest.
         """
-        products, below, off, share = self._query(a, blur)
+        times, below, off, share = self._query(a, blur)
         lost = float(self.lost.max()) if len(self) else 0.0
         far = (limit + off + lost) * (1 + 1e-6)
-        rest = -up(far * far - below)
         found = []
-        for part, v in products:
-            gap = v.add_(rest[:, None]).amin(0).add_(self.square[part], alpha=share)
+        for part, v in self._sums(times, -up(far * far - below)):
+            gap = v.amin(0).add_(self.square[part], alpha=share)
             # What overflowed tells nothing.
             out = (gap > 0) & (gap < torch.inf)
             found.append((~out).nonzero()[:, 0] + part.start)
         return torch.cat(found)
 
-    def _query(
-        self, a: Tensor, blur: float
-    ) -> tuple[Iterator[tuple[slice, Tensor]], Tensor, Tensor, float]:
-        """-2 v (B, n) for pieces of all rows, the part of a_x in (2), what it lost, and 1 - e."""
+    def _query(self, a: Tensor, blur: float) -> tuple[Floats, Tensor, Tensor, float]:
+        """What multiplies, the part of a_x in (2), what it lost, and 1 - e."""
         times = self._times(a)
         sums = (a.shape[1] + 20) * 2.0**-24  # roundings of float32 on the way to a margin
         share = 1 - 2 * (sums + times.off)  # e twice
         below = (times.square * share).sub_(2 * TINY).clamp_(max=MOST).to(torch.float32)
-        return self._products(times, len(a)), below, up(times.moved + blur), share
+        return times, below, up(times.moved + blur), share
 
     def _times(self, a: Tensor) -> Floats:
         """The queries, as these sketches are multiplied."""
@@ -114,14 +111,17 @@ class Sketch:
             return Digits(a, self.steps)
         return Floats(a)
 
-    def _products(self, times: Floats, queries: int) -> Iterator[tuple[slice, Tensor]]:
-        """Of pieces small enough for the cache; each is overwritten by the next."""
-        size, as_kept = max(1, CHUNK // max(1, queries)), type(times) is not Floats
-        for start in range(0, len(self), size):
-            part = slice(start, start + size)
-            core = self.core[part] if as_kept else self._floats(self.core[part])
-            v = times(core)
-            yield part, v if self.unit is None else v.mul_(self.unit[part])
+    def _sums(self, times: Floats, start: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """start (B,) - 2 v (B, n), for pieces of all rows; each is overwritten by the next."""
+        size, as_kept = max(1, CHUNK // max(1, len(start))), type(times) is not Floats
+        start = start[:, None]
+        for first in range(0, len(self), size):
+            part = slice(first, first + size)
+            v = times(self.core[part] if as_kept else self._floats(self.core[part]))
+            if self.unit is None:
+                yield part, v.add_(start)
+            else:
+                yield part, torch.addcmul(start, v, self.unit[part], value=times.unit, out=v)
 
     def _floats(self, core: Tensor) -> Tensor:
         """Sketches in float32, but for their units."""
