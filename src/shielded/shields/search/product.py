@@ -12,6 +12,8 @@ exact, and twice as fast as one of bfloat16 where a processor multiplies integer
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.linalg import vector_norm
@@ -126,9 +128,12 @@ class Digits(Floats):
         self._query = torch.zeros((len(digits) + -len(digits) % 8, a.shape[1]), dtype=torch.int8)
         self._query[: len(digits)] = digits
         self._room = torch.empty((0, 0))
+        self._place = torch.empty(0, dtype=torch.int32)  # for sums
 
     def __call__(self, core: Tensor) -> Tensor:
         """(B, n) float32 in this unit and that of each row, which the next call overwrites."""
-        b = len(self.square)
-        sums = torch._int_mm(self._query, core.T)
+        b, size = len(self.square), (len(self._query), len(core))
+        if len(self._place) < math.prod(size):
+            self._place = torch.empty(math.prod(size), dtype=torch.int32)
+        sums = torch._int_mm(self._query, core.T, out=self._place[: math.prod(size)].view(size))
         return self._into(len(core)).copy_(sums[b : 2 * b].add_(sums[:b], alpha=BASE))
