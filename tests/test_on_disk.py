@@ -129,3 +129,16 @@ def test_a_file_that_is_gone_is_told_by_the_set(store):
 def test_an_address_that_is_nowhere_is_refused(store):
     with pytest.raises(ShieldedError):
         OnDisk(store, store.parts())(np.array([99 << 32], dtype=np.uint64))
+
+
+def test_of_a_file_of_several_pages_too(tmp_path):
+    made = ProtectedSet.create(tmp_path / "set", (4, 64, 64), dtype="float32")
+    draw = np.random.default_rng(0)
+    for part in range(4):
+        ids = [f"{part}-{k}" for k in range(150)]
+        made.add(draw.normal(size=(150, 4, 64, 64)).astype("float32"), ids)
+    made.compact()
+    reader, rows = OnDisk(made, made.parts()), draw.permutation(addresses(made))[:100]
+    assert np.array_equal(reader(rows), made.take(rows))
+    (pages,) = reader._pages.values()
+    assert len(pages.start) > 1, "or this tests nothing"

@@ -11,9 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shielded.shields.search.basis import Basis
-from shielded.shields.search.product import Digits, Floats, cheapest, rounded, rounded_to_steps
+from shielded.shields.search.product import (
+    Digits,
+    Floats,
+    Halves,
+    cheapest,
+    rounded,
+    rounded_to_steps,
+)
 from shielded.shields.search.screen import Screen
 from shielded.shields.search.sketch import Sketch
+from shielded.shields.search.tracks import Tracks
 
 WIDTHS = [2, 3, 17, 64, 300, 1024, 4096, 16384]
 DTYPES = [torch.float32, torch.bfloat16, torch.int8]
@@ -171,6 +179,23 @@ def test_integers_say_what_they_lost_and_are_multiplied_exactly(seed, width, que
     assert bool((digits.moved <= fine + 1e-28).all())
 
 
+@pytest.mark.parametrize("kind", [Floats, Halves])
+@pytest.mark.parametrize("size", [1e-12, 1.0, 1e12])
+def test_floats_say_what_they_lost(kind, size):
+    generator = torch.Generator().manual_seed(0)
+    x, z = (size * torch.randn(9, 65, generator=generator, dtype=torch.float64) for _ in range(2))
+    core, _ = rounded(z, torch.float32 if kind is Floats else torch.bfloat16)
+    times = kind(x)
+    query = (times._query if kind is Floats else times._query.T).double() / -2
+    assert bool(((query - x).norm(dim=1) <= times.moved).all())
+    assert bool((times.moved <= 4 * (query - x).norm(dim=1)).all()), "and not much more than that"
+    assert torch.allclose(times.square, query.square().sum(1), rtol=2.0**-22)
+    off = (times(core).double() + 2 * query @ core.double().T).abs()
+    assert bool(
+        (off <= 2 * times.off * query.norm(dim=1)[:, None] * core.double().norm(dim=1)).all()
+    )
+
+
 def test_what_this_machine_multiplies_fastest(monkeypatch):
     """Integers where the processor has the instruction; never on a device that has none."""
     for told, expected in ((True, torch.int8), (False, torch.bfloat16)):
@@ -254,9 +279,13 @@ def test_all_within_a_limit_of_its_own_are_found(seed, kind, dtype, size):
     st.sampled_from(KINDS[:3]),
     st.sampled_from(DTYPES),
     st.floats(0.05, 0.6),
+    st.booleans(),
 )
-def test_nothing_is_missed_along_a_trajectory(seed, kind, dtype, r):
-    """Lists of lists on trial: large steps, small steps, none, jumps, another batch."""
+def test_nothing_is_missed_along_a_trajectory(seed, kind, dtype, r, known):
+    """Lists of lists on trial: large steps, small steps, none, jumps, another batch.
+
+    What is `known` of distances is asked either always or, for there are so few, never.
+    """
     generator = torch.Generator().manual_seed(seed)
     z = points(kind, 400, 32, generator)
     r = r * float(distances(z[:50].double(), z).median())
@@ -265,6 +294,7 @@ def test_nothing_is_missed_along_a_trajectory(seed, kind, dtype, r):
     goal = z[torch.randint(0, 400, (4,), generator=generator)].double()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("shielded.shields.search.lists.SHORTEST", 16)
+        patch.setattr("shielded.shields.search.screen.MANY", -1 if known else 10**6)
         for step in range(30):
             x = x + (goal - x) / (30 - step) * 2 * torch.rand(len(x), 1, generator=generator)
             if step == 17:
@@ -282,6 +312,24 @@ def test_nothing_is_missed_along_a_trajectory(seed, kind, dtype, r):
         assert one.scans < 70, "lists were used"
 
 
+def test_tracks_are_told_apart():
+    """Images and where they were moved to, in turn: each goes on from its own last place."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(3, 5, generator=generator, dtype=torch.float64) for _ in range(2))
+    tracks = Tracks()
+    move, before = tracks.moves(a)
+    assert not bool(move.any() | before.any())
+    for step in range(12):
+        along, across = 0.01 * step * torch.ones(3, 5), 0.02 * step * torch.ones(3, 5)
+        for here, pace in ((a + along, 0.01), (10 + b - across, -0.02)):
+            move, before = tracks.moves(here.double())
+            tracks.add(here.double())
+            tracks.add(here[:1].double())  # a single query is on neither track
+            if step > 1:
+                assert torch.allclose(move, torch.full_like(move, pace), atol=1e-6)
+                assert torch.allclose(before, move, atol=1e-6)
+
+
 @pytest.mark.skipif(os.environ.get("SHIELDED_THOROUGH") != "1", reason="takes some minutes")
 @pytest.mark.timeout(3600)
 def test_nothing_is_missed_in_a_hundred_thousand_queries():
@@ -290,6 +338,7 @@ def test_nothing_is_missed_in_a_hundred_thousand_queries():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("shielded.shields.search.lists.SHORTEST", 16)
         for dtype, kind, d in itertools.product(DTYPES, KINDS, sizes):
+            patch.setattr("shielded.shields.search.screen.MANY", 512 if d % 2 else 16)
             generator = torch.Generator().manual_seed(d)
             z = points(kind, 240, d, generator)
             goal = z[torch.randint(0, 240, (8,), generator=generator)].double()
