@@ -57,10 +57,8 @@ class Floats:
     """-2 <a_z, a_x> of sketches (n, w), in float32, with queries a (B, w).
 
     `moved` (B,) is what rounding moved these by, `square` (B,) what |a_x|^2 then is, float64. A
-    product is off by at most `off` |a_x| |a_z|, and comes in units of `unit`.
+    product is off by at most `off` |a_x| |a_z|.
     """
-
-    unit = 1.0
 
     def __init__(self, a: Tensor):
         length = vector_norm(a, dim=1)
@@ -115,13 +113,12 @@ class Digits(Floats):
     def __init__(self, a: Tensor, steps: Tensor):
         scaled = a * steps
         most = TOP * BASE + BASE // 2 - 1
-        top = float(scaled.abs().max()) if len(a) else 0.0
-        unit = min(max(top / most, SMALL), LARGE)
+        unit = (scaled.abs().amax(1, keepdim=True) / most).clamp_(SMALL, LARGE).to(torch.float32)
         whole = (scaled / unit).round_().clamp_(-most, most)
         query = whole * unit / steps
         self.moved = _away(a, query)
         self.square = query.square().sum(1)
-        self.off, self.unit = 2.0**-20, -2 * unit
+        self.off, self._unit = 2.0**-20, -2 * unit
         high = (whole / BASE).round_()
         # In eights, and row by row in memory: of another layout torch may take the strides wrongly.
         digits = torch.cat([high, whole.sub_(high, alpha=BASE)])
@@ -131,9 +128,14 @@ class Digits(Floats):
         self._place = torch.empty(0, dtype=torch.int32)  # for sums
 
     def __call__(self, core: Tensor) -> Tensor:
-        """(B, n) float32 in this unit and that of each row, which the next call overwrites."""
+        """(B, n) float32 without the rows' units, which the next call overwrites."""
         b, size = len(self.square), (len(self._query), len(core))
         if len(self._place) < math.prod(size):
             self._place = torch.empty(math.prod(size), dtype=torch.int32)
-        sums = torch._int_mm(self._query, core.T, out=self._place[: math.prod(size)].view(size))
-        return self._into(len(core)).copy_(sums[b : 2 * b].add_(sums[:b], alpha=BASE))
+        sums = self._place[: math.prod(size)].view(size)
+        if core.shape[1] == 1:  # of one column the strides say nothing
+            torch.mul(self._query.int(), core.T, out=sums)
+        else:
+            torch._int_mm(self._query, core.T, out=sums)
+        v = self._into(len(core)).copy_(sums[b : 2 * b].add_(sums[:b], alpha=BASE))
+        return v.mul_(self._unit)

@@ -121,7 +121,7 @@ class Sketch:
             if self.unit is None:
                 yield part, v.add_(start)
             else:
-                yield part, torch.addcmul(start, v, self.unit[part], value=times.unit, out=v)
+                yield part, torch.addcmul(start, v, self.unit[part], out=v)
 
     def _floats(self, core: Tensor) -> Tensor:
         """Sketches in float32, but for their units."""
