@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shielded.distances import squared_distances
-from shielded.repel import Gram, escape, outside_hull, project, repel_sum
+from shielded.repel import Centred, Gram, escape, outside_hull, project, repel_sum
 
 torch.manual_seed(0)
 dims = st.integers(2, 40)
@@ -216,6 +216,21 @@ def test_hundreds_of_shields_at_once_are_all_cleared(seed, m, d):
     assert bool((near.sum(1) > 64).any()), "the case must be a hard one"
     assert bool((near | ~(torch.cdist(x, z) < r)).all()), "all that x was inside of are counted"
     assert float(clearance(y, z, r).min()) >= 1 - 1e-9
+
+
+@some
+@given(seeds, st.sampled_from([1, 5, 64, 65, 300]), dims)
+def test_references_centred_once_serve_every_move(seed, m, d):
+    """Wherever the images are meanwhile, and where they are the references themselves."""
+    z, r = draw(seed, m, d), 1.0 + draw(seed + 1, m).abs()
+    centred = Centred.of(z)
+    for x in (z, draw(seed + 2, 4, d), 5 * draw(seed + 3, 1, d)):
+        allowed = ~torch.eye(m, dtype=torch.bool) if x is z else everyone(len(x), m)
+        once = project(x, centred, r**2, allowed, spare(seed, x))
+        anew = project(x, z, r**2, allowed, spare(seed, x))
+        assert torch.equal(once[0], anew[0])
+        assert torch.equal(once[1], anew[1])
+        assert torch.allclose(Gram.of(x, centred).distances(), torch.cdist(x, z) ** 2, atol=1e-7)
 
 
 @some

@@ -20,7 +20,7 @@ from torch.linalg import vector_norm
 
 from shielded.distances import squared_distances
 
-__all__ = ["Gram", "escape", "outside_hull", "project", "repel_sum"]
+__all__ = ["Centred", "Gram", "escape", "outside_hull", "project", "repel_sum"]
 
 ROUNDS = 64  # how often a move may meet new shields before straight lines are searched instead
 MOST = 64  # shields that join a move at once, the deepest: of hundreds these clear almost all
@@ -28,31 +28,49 @@ LINES = 64  # directions of that search, besides those away from each reference
 
 
 @dataclass(frozen=True, slots=True)
+class Centred:
+    """References about their mean, and what a move needs of them, whoever is moved."""
+
+    points: Tensor  # (M, D), as they were given
+    z: Tensor  # (M, D), about the origin
+    origin: Tensor  # (D,)
+    size: Tensor  # (M,) <z_m, z_m>
+    zz: Tensor | None  # (M, M) <z_m, z_n>; of many references only those of a few are worth it
+
+    @classmethod
+    def of(cls, points: Tensor) -> Centred:
+        """Where the same references serve more than once: they may be thousands."""
+        origin = points.mean(0) if len(points) else points.new_zeros(points.shape[1])
+        z = points - origin
+        zz = z @ z.T if len(z) <= MOST else None
+        size = z.square().sum(1) if zz is None else zz.diagonal()
+        return cls(points, z, origin, size, zz)
+
+    def __getitem__(self, some: Tensor) -> Centred:
+        z = self.z[some]
+        return Centred(self.points, z, self.origin, self.size[some], z @ z.T)
+
+
+@dataclass(frozen=True, slots=True)
 class Gram:
     """Inner products of x and z about a common origin, from which all moves follow."""
 
     x: Tensor  # (B, D), centred
-    z: Tensor  # (M, D), centred
-    origin: Tensor  # (D,)
-    size: Tensor  # (M,) <z_m, z_m>
+    of_z: Centred
     xx: Tensor  # (B,) <x_b, x_b>
     xz: Tensor  # (B, M) <x_b, z_m>
-    zz: Tensor | None  # (M, M) <z_m, z_n>; of many references only those of a few are worth it
 
     @classmethod
-    def of(cls, x: Tensor, z: Tensor) -> Gram:
-        """Three matrix products, or one where x is z, as within a batch."""
-        origin = z.mean(0) if len(z) else x.new_zeros(x.shape[1])
-        centred = z - origin
-        images = centred if x is z else x - origin
-        zz = centred @ centred.T if len(z) <= MOST else None
-        xz = zz if x is z and zz is not None else images @ centred.T
-        size = centred.square().sum(1) if zz is None else zz.diagonal()
-        return cls(images, centred, origin, size, images.square().sum(1), xz, zz)
+    def of(cls, x: Tensor, z: Tensor | Centred) -> Gram:
+        """One matrix product; none where x is z, as within a batch."""
+        of_z = z if isinstance(z, Centred) else Centred.of(z)
+        images = of_z.z if x is of_z.points else x - of_z.origin
+        xz = of_z.zz if x is of_z.points and of_z.zz is not None else images @ of_z.z.T
+        return cls(images, of_z, images.square().sum(1), xz)
 
     def distances(self) -> Tensor:
         """|x_b - z_m|^2 (B, M); what is not well above its own rounding error is 0."""
-        norms = self.xx[:, None] + self.size
+        norms = self.xx[:, None] + self.of_z.size
         d2 = norms - 2 * self.xz
         return torch.where(d2 > 1e-13 * norms, d2, 0.0)
 
@@ -60,13 +78,11 @@ class Gram:
         """The same for some of the images."""
         if len(rows) == len(self.x):
             return self
-        x, xx, xz = self.x[rows], self.xx[rows], self.xz[rows]
-        return Gram(x, self.z, self.origin, self.size, xx, xz, self.zz)
+        return Gram(self.x[rows], self.of_z, self.xx[rows], self.xz[rows])
 
     def columns(self, some: Tensor) -> Gram:
         """The same for some of the references."""
-        z = self.z[some]
-        return Gram(self.x, z, self.origin, self.size[some], self.xx, self.xz[:, some], z @ z.T)
+        return Gram(self.x, self.of_z[some], self.xx, self.xz[:, some])
 
 
 def repel_sum(x: Tensor, z: Tensor, r: Tensor, allowed: Tensor) -> Tensor:
@@ -80,7 +96,7 @@ def repel_sum(x: Tensor, z: Tensor, r: Tensor, allowed: Tensor) -> Tensor:
 
 
 def project(
-    x: Tensor, z: Tensor, r2: Tensor, allowed: Tensor, spare: Callable[[], Tensor]
+    x: Tensor, z: Tensor | Centred, r2: Tensor, allowed: Tensor, spare: Callable[[], Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Move each image outside every allowed shield: y (B, D), and near (B, M), all that counted.
 
@@ -91,7 +107,7 @@ def project(
     lies on its references.
     """
     gram = Gram.of(x, z)
-    d2 = gram.distances()
+    z, d2 = gram.of_z.points, gram.distances()
     near = allowed & (d2 < r2)
     rows = near.any(1).nonzero()[:, 0]
     if not len(rows):
@@ -131,11 +147,11 @@ def outside_hull(
 
     Returns y (B, D) and its squared distances (B, M) to all references.
     """
-    every = gram
-    if gram.zz is None:
+    every = gram.of_z
+    if every.zz is None:
         some = near.any(0).nonzero()[:, 0]
         gram, r2, near = gram.columns(some), r2[some], near[:, some]
-    x, z, zz = gram.x, gram.z, gram.zz
+    x, z, zz = gram.x, gram.of_z.z, gram.of_z.zz
     assert zz is not None
     index, valid = _indices(near)  # (B, K)
     base = index[:, :1]  # z_a, the first near reference of each row
@@ -157,12 +173,12 @@ def outside_hull(
     w.div_(size)
     if bool(flat.any()):
         w = torch.where(flat, _orthogonal(spare(), lambda v: along_hull(v @ z.T) @ z), w)
-    d2 = (pp + gram.size - 2 * pz).clamp_(min=0)  # |p - z_m|^2
+    d2 = (pp + gram.of_z.size - 2 * pz).clamp_(min=0)  # |p - z_m|^2
     t = torch.where(near, r2 - d2, -torch.inf).amax(1, keepdim=True).clamp(min=0).sqrt()
     t = torch.maximum(t, torch.where(flat, 0.0, size))
     y = p.add_(w.mul_(t))
     d2 = y.square().sum(1, keepdim=True) + every.size - 2 * (y @ every.z.T)
-    return y.add_(gram.origin), d2
+    return y.add_(every.origin), d2
 
 
 def escape(x: Tensor, z: Tensor, r2: Tensor, targets: Tensor | None = None) -> Tensor:
