@@ -39,16 +39,12 @@ class Centred:
 
     @classmethod
     def of(cls, points: Tensor) -> Centred:
-        """Where the same references serve more than once: they may be thousands."""
+        """Of references (M, D). Made once, it serves every move: they may be thousands."""
         origin = points.mean(0) if len(points) else points.new_zeros(points.shape[1])
         z = points - origin
         zz = z @ z.T if len(z) <= MOST else None
         size = z.square().sum(1) if zz is None else zz.diagonal()
         return cls(points, z, origin, size, zz)
-
-    def __getitem__(self, some: Tensor) -> Centred:
-        z = self.z[some]
-        return Centred(self.points, z, self.origin, self.size[some], z @ z.T)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,21 +52,21 @@ class Gram:
     """Inner products of x and z about a common origin, from which all moves follow."""
 
     x: Tensor  # (B, D), centred
-    of_z: Centred
+    about: Centred  # the references
     xx: Tensor  # (B,) <x_b, x_b>
     xz: Tensor  # (B, M) <x_b, z_m>
 
     @classmethod
     def of(cls, x: Tensor, z: Tensor | Centred) -> Gram:
-        """One matrix product; none where x is z, as within a batch."""
-        of_z = z if isinstance(z, Centred) else Centred.of(z)
-        images = of_z.z if x is of_z.points else x - of_z.origin
-        xz = of_z.zz if x is of_z.points and of_z.zz is not None else images @ of_z.z.T
-        return cls(images, of_z, images.square().sum(1), xz)
+        """One product of images x (B, D) with references; of a few, none where these are x."""
+        about = z if isinstance(z, Centred) else Centred.of(z)
+        images = about.z if x is about.points else x - about.origin
+        xz = about.zz if x is about.points and about.zz is not None else images @ about.z.T
+        return cls(images, about, images.square().sum(1), xz)
 
     def distances(self) -> Tensor:
         """|x_b - z_m|^2 (B, M); what is not well above its own rounding error is 0."""
-        norms = self.xx[:, None] + self.of_z.size
+        norms = self.xx[:, None] + self.about.size
         d2 = norms - 2 * self.xz
         return torch.where(d2 > 1e-13 * norms, d2, 0.0)
 
@@ -78,11 +74,7 @@ class Gram:
         """The same for some of the images."""
         if len(rows) == len(self.x):
             return self
-        return Gram(self.x[rows], self.of_z, self.xx[rows], self.xz[rows])
-
-    def columns(self, some: Tensor) -> Gram:
-        """The same for some of the references."""
-        return Gram(self.x, self.of_z[some], self.xx, self.xz[:, some])
+        return Gram(self.x[rows], self.about, self.xx[rows], self.xz[rows])
 
 
 def repel_sum(x: Tensor, z: Tensor, r: Tensor, allowed: Tensor) -> Tensor:
@@ -104,10 +96,10 @@ def project(
     that y is still or newly inside of join, and the formula is applied again. What the formula
     cannot clear (as many shields as dimensions) goes to `escape`. An image that is inside no
     shield comes back unchanged. `spare` gives directions (B, D) and is asked only where an image
-    lies on its references.
+    lies on its references. z is (M, D), or `Centred`, where it serves more than one move.
     """
     gram = Gram.of(x, z)
-    z, d2 = gram.of_z.points, gram.distances()
+    z, d2 = gram.about.points, gram.distances()
     near = allowed & (d2 < r2)
     rows = near.any(1).nonzero()[:, 0]
     if not len(rows):
@@ -147,12 +139,12 @@ def outside_hull(
 
     Returns y (B, D) and its squared distances (B, M) to all references.
     """
-    every = gram.of_z
-    if every.zz is None:
+    x, xz, every = gram.x, gram.xz, gram.about
+    z, zz, zsize = every.z, every.zz, every.size
+    if zz is None:
         some = near.any(0).nonzero()[:, 0]
-        gram, r2, near = gram.columns(some), r2[some], near[:, some]
-    x, z, zz = gram.x, gram.of_z.z, gram.of_z.zz
-    assert zz is not None
+        z, zsize, xz, r2, near = z[some], zsize[some], xz[:, some], r2[some], near[:, some]
+        zz = z @ z.T
     index, valid = _indices(near)  # (B, K)
     base = index[:, :1]  # z_a, the first near reference of each row
     solve = _projector(zz, index, valid)
@@ -163,7 +155,7 @@ def outside_hull(
         weights = torch.zeros_like(inner).scatter_add_(1, index, c)
         return weights.scatter_add_(1, base, -c.sum(1, keepdim=True))
 
-    weights = along_hull(gram.xz - zz[base[:, 0]])  # of x - z_a
+    weights = along_hull(xz - zz[base[:, 0]])  # of x - z_a
     weights.scatter_add_(1, base, torch.ones_like(base, dtype=x.dtype))
     p, pz = weights @ z, weights @ zz
     pp = (weights * pz).sum(1, keepdim=True)
@@ -173,7 +165,7 @@ def outside_hull(
     w.div_(size)
     if bool(flat.any()):
         w = torch.where(flat, _orthogonal(spare(), lambda v: along_hull(v @ z.T) @ z), w)
-    d2 = (pp + gram.of_z.size - 2 * pz).clamp_(min=0)  # |p - z_m|^2
+    d2 = (pp + zsize - 2 * pz).clamp_(min=0)  # |p - z_m|^2
     t = torch.where(near, r2 - d2, -torch.inf).amax(1, keepdim=True).clamp(min=0).sqrt()
     t = torch.maximum(t, torch.where(flat, 0.0, size))
     y = p.add_(w.mul_(t))
