@@ -413,7 +413,7 @@ def test_the_closest_is_found_a_few_at_a_time(seed, d, kind, many):
     if many:
         radius = 0.5 + torch.rand(120, generator=generator, dtype=torch.float64)
     with pytest.MonkeyPatch.context() as patch:
-        for name, count in {"EACH": 1, "FIRST": 2, "MOST": 8, "PAIRS": 480, "LONG": 16}.items():
+        for name, count in {"EACH": 1, "FIRST": 2, "MOST": 8, "PAIRS": 480, "LONG": 16, "SOME": 9}.items():
             patch.setattr(f"shielded.shields.search.screen.{name}", count)
         one, _ = screen(z, radius, torch.bfloat16, Basis.fit(z[:50]))
         for y in (x, x + 0.01, x):  # the second and third know of the first

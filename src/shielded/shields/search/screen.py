@@ -28,6 +28,7 @@ PAIRS = 1 << 23  # bounds that are held at once
 EACH, FIRST, MOST = 4, 256, 4096  # references that are measured at once: of each query; of all
 MANY = 512  # so many left to measure are worth a look at what is known, and finer sketches
 LONG = 1 << 14  # a list of so many is shortened first
+SOME = 1 << 12  # references of a list, of which a few say how near the nearest is at most
 CLOSE = 1e-9  # shares that differ by less are equal, for float64
 
 
@@ -112,41 +113,42 @@ class Screen:
     def _first(self, x: Tensor) -> Tensor:
         """The rows with the smallest share = distance / radius from each x (B, D), equals too.
 
-        And those that were the nearest of a shorter list.
-
-        What a list leaves out has a share of 1 + (way to it) / radius at least: a reference of a
-        smaller share is the first of all, and longer lists need not be read.
+        What a list leaves out has a share of 1 + (way to it) / radius at least: it holds the first
+        of all if some reference is known to have no larger one. Longer lists need not be read.
         """
         a, blur = self.basis.query(x)
         asked, blurred = self._memory.ask(x, a), 2 * blur
-        rows, best = [], torch.full((len(x),), inf, dtype=torch.float32, device=x.device)
-        for near, left in self._lists.valid(a, blurred):
-            left = left - blurred
-            if not len(near.row) or (left < inf and not self._widest):
-                continue
-            if len(near.row) > LONG and self._widest:
-                near = self._shorter(near, asked, blur, best)
-            size = max(1, PAIRS // len(near.row))
-            for start in range(0, len(x), size):
-                part = slice(start, start + size)
-                row, best[part] = self._best(near, asked[part], blur, best[part])
-                rows.append(row)
-            if left == inf or float(best.max()) * self._widest <= self._widest + left:
-                break
+        lists = [
+            (near, left - blurred)
+            for near, left in self._lists.valid(a, blurred)
+            if left == inf or (self._widest and len(near.row))
+        ]
+        best = self._guess(lists[0][0], asked, blur)
+        enough = self._widest * (float(best.max()) - 1)
+        near = next(near for near, left in lists if left == inf or left >= enough)
+        if len(near.row) > LONG and self._widest:
+            few = self._lists.within(near, a, blur, best.to(torch.float64) * self._widest)
+            if len(few) < len(near.row) // 2:
+                near = near.pick(few, a, 0.0)
+        rows, size = [], max(1, PAIRS // len(near.row))
+        for start in range(0, len(x), size):
+            part = slice(start, start + size)
+            rows.append(self._best(near, asked[part], blur, best[part]))
         return torch.cat(rows)
 
-    def _shorter(self, near: List, asked: Asked, blur: float, best: Tensor) -> List:
-        """A list without those whose share is above the best (B,), which are a few's at first."""
-        if not bool(best.isfinite().all()):
-            few = torch.arange(0, len(near.row), -(-len(near.row) // FIRST), device=best.device)
-            torch.minimum(
-                best, self._best(near.pick(few, asked.a, 0.0), asked, blur, best)[1], out=best
-            )
-        few = self._lists.within(near, asked.a, blur, best.to(torch.float64) * self._widest)
-        return near.pick(few, asked.a, 0.0) if len(few) < len(near.row) // 2 else near
+    def _guess(self, near: List, asked: Asked, blur: float) -> Tensor:
+        """(B,) float32: a share that is not below the smallest of all, from a few of a list."""
+        if len(near.row) > SOME:
+            some = torch.arange(0, len(near.row), -(-len(near.row) // SOME), device=asked.a.device)
+            near = near.pick(some, asked.a, 0.0)
+        radius = self.radius[near.row.long()].to(torch.float32)
+        share = _share(self._lists.bounds(near, asked.a, blur), radius)
+        few = share.topk(min(EACH, len(near.row)), largest=False).indices.unique()
+        _, high = self._memory.measure(asked, near.row[few].long())
+        return _share(high, radius[few]).amin(1)
 
-    def _best(self, near: List, asked: Asked, blur: float, best: Tensor) -> tuple[Tensor, Tensor]:
-        """The rows of a list with the smallest share, and at most how large they are (B,).
+    def _best(self, near: List, asked: Asked, blur: float, best: Tensor) -> Tensor:
+        """The rows of a list with the smallest share, of which best (B,) is no smaller.
 
         References are measured in the order of their bounds, until no bound is below the best.
         """
@@ -177,9 +179,7 @@ class Screen:
                 done.append(few)
         few = torch.cat(done)
         few = few[(share[:, few] <= best[:, None]).any(0)].sort().values
-        if not len(few):  # another list, which need not hold these rows, had nearer ones
-            return row[few].long(), best
-        return self._exactly(asked.x, row[few].long()), best
+        return self._exactly(asked.x, row[few].long())
 
     def _measure(
         self, asked: Asked, row: Tensor, radius: Tensor, few: Tensor, share: Tensor, best: Tensor
