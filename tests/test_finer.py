@@ -8,7 +8,7 @@ import torch
 from shielded.shields.search.basis import Basis
 from shielded.shields.search.finer import Finer, Piece
 from shielded.shields.search.kept import load
-from shielded.shields.search.product import rounded
+from shielded.shields.search.product import rounded_to_steps
 from shielded.shields.search.sketch import Sketch
 from shielded.shields.store import ProtectedSet
 
@@ -25,10 +25,10 @@ def test_bounds_of_rows_of_several_pieces(monkeypatch):
     basis, pieces, live = Basis.fit(z[:50]), [], []
     for start, end, step in [(0, 30, 2), (30, 30, 1), (30, 60, 1), (60, 80, 3), (80, 100, 1)]:
         a, blur = basis.query(z[start:end].double())
-        core, lost = rounded(a, torch.bfloat16)
-        sketch = Sketch(core, lost + blur)
+        core, unit, lost = rounded_to_steps(a, basis.spread)
+        sketch = Sketch(core, lost + blur, unit=unit, steps=basis.spread)
         place = torch.arange(0, end - start, step)
-        pieces.append(Piece(core, sketch.lost, sketch.square, place))
+        pieces.append(Piece(core, *(e[place] for e in (sketch.lost, sketch.square, unit)), place))
         live.append(start + place)
     live = torch.cat(live)
     x = z[:4].double() + 0.1 * torch.randn(4, 40, generator=generator)

@@ -25,7 +25,8 @@ from shielded.distances import full_precision, roundoff
 __all__ = ["Basis"]
 
 WIDTHS = (7, 15, 31, 63, 127)  # dimensions m that a fit chooses from: with rho, whole cache lines
-FINE, MANY = 512, 64  # dimensions of finer sketches, and how many false alarms are worth them
+FINE, MANY = 1024, 64  # dimensions of finer sketches, and how many false alarms are worth them
+PART = 3  # times as many numbers has a point at least
 FEWER = 4  # times, than without them
 SCAN = 1e-10  # seconds to read one number of the sketch: about 10 GB/s in float32
 FETCH = 5e-5  # seconds to fetch and measure one reference from disk
@@ -77,9 +78,7 @@ class Basis:
             false = _let_through(x[:TRIED], [axes[:m] for m in widths], radius)
             costs = [m * SCAN + share * FETCH for m, share in zip(widths, false, strict=True)]
             width = widths[costs.index(min(costs))]
-        basis = cls(mean, axes[:width].contiguous())
-        size = basis(sample[:TRIED]).square().mean(0).sqrt()
-        return cls(mean, basis.axes, (size / size.max().clamp(min=1e-300)).clamp(min=LEAST))
+        return cls(mean, axes[:width].contiguous())._measured(sample)
 
     def finer(self, sample: Tensor, radius: float | None, count: int) -> Basis | None:
         """FINE principal axes, where this basis lets through more than MANY of `count` rows.
@@ -87,13 +86,19 @@ class Basis:
         And where they let through far fewer: None for data that have no principal axes at all.
         """
         x = sample.to(torch.float32) - self.mean.to(torch.float32)
-        if min(x.shape) < 4 * FINE:
+        if min(x.shape) < PART * FINE:
             return None
         axes = _principal(x, FINE)
         coarse, fine = _let_through(x[:TRIED], [self.axes, axes], radius)
         if count * coarse < MANY or fine > coarse / FEWER:
             return None
-        return Basis(self.mean, axes)
+        return Basis(self.mean, axes)._measured(sample)
+
+    def _measured(self, sample: Tensor) -> Basis:
+        """The same, with the spread that points of a sample (n, D) have."""
+        size = self(sample[:TRIED]).square().mean(0).sqrt()
+        spread = (size / size.max().clamp(min=1e-300)).clamp(min=LEAST)
+        return Basis(self.mean, self.axes, spread)
 
     @property
     def width(self) -> int:

@@ -20,14 +20,15 @@ AT_ONCE = 1 << 12  # sketches that are read at once
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Sketches of one part of a set (n, FINE + 1), as Sketch has them, mapped from a file.
+    """Sketches of one part of a set, as Sketch has integers: `core` (n, w) mapped from a file.
 
-    `place` (rows,) says which of them belong to its live rows.
+    `place` (rows,) says which of them belong to its live rows, of which the others are (rows,).
     """
 
     core: Tensor
     lost: Tensor
     square: Tensor
+    unit: Tensor
     place: Tensor
 
 
@@ -35,8 +36,10 @@ class Finer:
     """Sharper bounds for some rows, from the sketches of all parts of a set."""
 
     def __init__(self, basis: Basis, pieces: Sequence[Piece]):
-        self.basis, self._pieces = basis, pieces
+        self.basis, self._core = basis, [(piece.core, piece.place) for piece in pieces]
         self._ends = list(accumulate((len(piece.place) for piece in pieces), initial=0))
+        lost, square, unit = ([getattr(p, key) for p in pieces] for key in ("lost", "square", "unit"))
+        self._each = tuple(torch.cat(parts) for parts in (lost, square, unit))  # (N,)
 
     def bounds(self, x: Tensor, row: Tensor) -> Tensor:
         """(B, M) float32: what distances of x (B, D) to rows (M,), ascending, are at least."""
@@ -44,19 +47,20 @@ class Finer:
         found = torch.empty((len(x), len(row)), dtype=torch.float32, device=x.device)
         for start in range(0, len(row), AT_ONCE):
             some = slice(start, start + AT_ONCE)
-            parts = (part.to(x.device) for part in self._read(row[some].cpu()))
-            found[:, some] = Sketch(*parts).bounds(a, blur)
+            few = row[some].cpu()
+            parts = (part.to(x.device) for part in (self._read(few), *(e[few] for e in self._each)))
+            found[:, some] = Sketch(*parts, self.basis.spread).bounds(a, blur)
         return found
 
-    def _read(self, row: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Sketches, what they lost and their squares, of rows (M,), ascending."""
+    def _read(self, row: Tensor) -> Tensor:
+        """Sketches (M, w) of rows (M,), ascending."""
         ends = torch.searchsorted(row, torch.tensor(self._ends)).tolist()
-        found = []
-        for piece, begin, (start, end) in zip(
-            self._pieces, self._ends, pairwise(ends), strict=False
-        ):
-            if start < end:
-                place = piece.place[row[start:end] - begin]
-                found.append((piece.core[place], piece.lost[place], piece.square[place]))
-        core, lost, square = zip(*found, strict=True)
-        return torch.cat(core), torch.cat(lost), torch.cat(square)
+        return torch.cat(
+            [
+                core.index_select(0, place[row[start:end] - begin])
+                for (core, place), begin, (start, end) in zip(
+                    self._core, self._ends, pairwise(ends), strict=False
+                )
+                if start < end
+            ]
+        )

@@ -22,6 +22,7 @@ __all__ = ["basis_of", "fetcher", "load"]
 
 SAMPLE = 4096  # latents that a basis is fitted on
 PAGE = 1024  # latents that are sketched at once
+FORM = "2"  # of what is kept; another is not read
 GROWTH = 4  # a set this many times larger than when its basis was chosen gets another
 
 
@@ -81,7 +82,7 @@ def basis_of(store: ProtectedSet) -> tuple[Basis, str]:
     count = sum(len(part.rows) for part in parts)
     kept = store.kept("basis")
     enough = kept is not None and count <= GROWTH * max(int(kept[1]["count"]), SAMPLE)
-    if kept is not None and enough and "spread" in kept[0]:
+    if kept is not None and enough and kept[1].get("form") == FORM:
         basis = Basis(kept[0]["mean"], kept[0]["axes"], kept[0]["spread"])
     else:
         sample = _sample(store, parts, count)
@@ -89,8 +90,8 @@ def basis_of(store: ProtectedSet) -> tuple[Basis, str]:
         finer = basis.finer(sample, store.radius, count)
         tensors = {"mean": basis.mean, "axes": basis.axes.contiguous(), "spread": basis.spread}
         if finer is not None:
-            tensors["finer"] = finer.axes.contiguous()
-        store.keep("basis", tensors, {"count": str(count)})
+            tensors["finer"], tensors["finer_spread"] = finer.axes.contiguous(), finer.spread
+        store.keep("basis", tensors, {"count": str(count), "form": FORM})
     return basis, _name(basis)
 
 
@@ -155,7 +156,7 @@ def _finer(store: ProtectedSet, parts: Sequence[Part], device: torch.device | st
     kept = store.kept("basis")
     if kept is None or "finer" not in kept[0]:
         return None
-    basis = Basis(kept[0]["mean"], kept[0]["finer"])
+    basis = Basis(kept[0]["mean"], kept[0]["finer"], kept[0]["finer_spread"])
     name, pieces = _name(basis), []
     for part in parts:
         piece = _piece(store, part, basis, f"{name}-finer-{part.name}")
@@ -171,7 +172,8 @@ def _piece(store: ProtectedSet, part: Part, basis: Basis, name: str) -> Piece | 
         kept = store.kept(name)
         place = None if kept is None else _places(kept[0]["address"], part)
         if kept is not None and place is not None:
-            return Piece(kept[0]["core"], kept[0]["lost"], kept[0]["square"], place)
+            each = (kept[0][key][place] for key in ("lost", "square", "unit"))
+            return Piece(kept[0]["core"], *each, place)
         if made:
             break
         store.keep(name, _joined([_fine_rows(basis, *rows) for rows in _pages(store, part)]), {})
@@ -180,10 +182,10 @@ def _piece(store: ProtectedSet, part: Part, basis: Basis, name: str) -> Piece | 
 
 def _fine_rows(basis: Basis, address: np.ndarray, latents: np.ndarray) -> dict[str, Tensor]:
     a, blur = basis.query(torch.from_numpy(latents.astype(np.float64)))
-    core, lost = rounded(a, torch.bfloat16)
-    sketch = Sketch(core, lost + blur)
-    at = torch.from_numpy(address.astype(np.int64))
-    return {"address": at, "core": core, "lost": sketch.lost, "square": sketch.square}
+    core, unit, lost = rounded_to_steps(a, basis.spread)
+    sketch = Sketch(core, lost + blur, unit=unit, steps=basis.spread)
+    made = {"core": core, "lost": sketch.lost, "square": sketch.square, "unit": unit}
+    return {"address": torch.from_numpy(address.astype(np.int64)), **made}
 
 
 def _rows(

@@ -89,6 +89,10 @@ class Memory:
         self._x[at], self._a[at], self._least[at, :used] = x, a, least
         return Asked(x, a, at)
 
+    def away(self, row: Tensor) -> Tensor:
+        """The places in `row` (M,) of those that would have to be fetched."""
+        return (self._place[row] < 0).nonzero()[:, 0]
+
     def known(self, row: Tensor) -> Tensor:
         """The places in `row` (M,) of those that are in memory."""
         return (self._place[row.long()] >= 0).nonzero()[:, 0]

@@ -96,13 +96,16 @@ class Screen:
         return Found(row, self._memory.points(row).to(torch.float64))
 
     def _fewer(self, asked: Asked, row: Tensor, reach: float) -> Tensor:
-        """Those rows that neither what is known rules out nor, of many, finer sketches."""
+        """Those rows that neither what is known rules out nor, of many to fetch, finer sketches."""
         wide = up(self.radius[row] + reach)
         left = (~(self._memory.least(asked, row) > wide)).any(0).nonzero()[:, 0]
         row, wide = row[left], wide[left]
-        if self.finer is None or len(row) <= MANY:
+        away = self._memory.away(row)
+        if self.finer is None or len(away) <= MANY:
             return row
-        return row[(~(self.finer.bounds(asked.x, row) > wide)).any(0)]
+        maybe = torch.ones_like(row, dtype=torch.bool)
+        maybe[away] = (~(self.finer.bounds(asked.x, row[away]) > wide[away])).any(0)
+        return row[maybe]
 
     def _inside(self, x: Tensor, row: Tensor, z: Tensor, reach: float) -> Tensor:
         """Which references (M,) are within radius + reach of any x, by float64."""
