@@ -138,3 +138,26 @@ def test_after_a_point_too_far_for_float32_nothing_is_ruled_out(monkeypatch):
     assert bool((least.double() <= distances(near, z)).all())
     lost = kept.least(kept.ask(-far, -far), torch.arange(6))
     assert not bool((lost > 0).any() | lost.isnan().any())
+
+
+def test_what_may_be_asked_for_next_is_announced_once(monkeypatch):
+    """Not what is here, nor what was here; and of too many it is not known which."""
+    z, told = torch.arange(2000.0).reshape(1000, 2), []
+    mine, _ = memory(z, 4, monkeypatch)
+    mine._announce = lambda row: told.extend(row.tolist())
+    mine.points(torch.arange(4))
+    mine.points(torch.arange(4, 6))  # two had to go
+    mine.expect(torch.arange(9))
+    assert told == [6, 7, 8]
+    mine.expect(torch.arange(10))
+    assert told == [6, 7, 8, 9]
+    mine.expect(torch.arange(500))
+    assert len(told) == 4
+    assert torch.equal(mine.points(torch.arange(10)), z[:10])
+
+
+def test_nothing_is_announced_where_nobody_listens():
+    z = torch.arange(20.0).reshape(10, 2)
+    mine = Memory(lambda rows: z[rows], 10, z[0].double(), 2)
+    mine.expect(torch.arange(10))
+    assert torch.equal(mine.points(torch.arange(10)), z)

@@ -101,6 +101,32 @@ def test_the_disk_is_told_of_all_reads_before_the_first(store, monkeypatch):
     assert len(read) == len(rows)
 
 
+def test_the_disk_is_told_of_points_that_may_be_asked_for(store, monkeypatch):
+    """Of the very bytes that are read then; of a fragment not read before nothing is known."""
+    if not hasattr(os, "posix_fadvise"):
+        pytest.skip("this system cannot be told of reads in advance")
+    rows, reader = addresses(store), OnDisk(store, store.parts())
+    told, read, preadv = [], [], os.preadv
+    monkeypatch.setattr(os, "posix_fadvise", lambda file, *place: told.append(place[:2]))
+    reader.announce(rows[:3])
+    assert not told
+    reader(rows)
+    told.clear()
+    reader.announce(rows[:3])
+    announced = sorted(told)
+
+    def note(file, into, start):
+        read.append((start, len(into[0])))
+        return preadv(file, into, start)
+
+    monkeypatch.setattr(os, "preadv", note)
+    reader(rows[:3])
+    assert announced == sorted(read)
+    assert len(read) == 3
+    store.path.rename(store.path.with_name("elsewhere"))
+    reader.announce(rows[:3])  # who asks for them will be told
+
+
 def test_a_disk_that_cannot_be_told_is_read_all_the_same(store, monkeypatch):
     rows, reader = addresses(store), OnDisk(store, store.parts())
     expected = reader(rows)
@@ -112,7 +138,9 @@ def test_a_disk_that_cannot_be_told_is_read_all_the_same(store, monkeypatch):
     calls = through_lance(reader, monkeypatch)
     assert np.array_equal(reader(rows), expected)
     assert not calls
+    reader.announce(rows)
     monkeypatch.delattr(os, "posix_fadvise")
+    reader.announce(rows)
     assert np.array_equal(reader(rows), expected)
     assert not calls
 

@@ -352,6 +352,27 @@ def test_nothing_is_missed_in_a_hundred_thousand_queries():
     assert queries >= 100_000
 
 
+def test_most_of_what_a_trajectory_needs_is_announced_before():
+    """And not many more: about as many as are fetched."""
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(4000, 64, generator=generator) * torch.arange(1, 65) ** -0.5
+    one, _ = screen(z, 2.0)
+    fetch, told, early, fetched = one.fetch, set(), set(), set()
+
+    def counted(row):
+        fetched.update(row.tolist())
+        early.update(told & set(row.tolist()))
+        return fetch(row)
+
+    one._memory.fetch, one._memory._announce = counted, lambda row: told.update(row.tolist())
+    x = z[:4].double()
+    for step in range(100):
+        one.near(torch.lerp(x + 1.0, x, step / 100))
+    assert len(fetched) > 100
+    assert len(early) > len(fetched) / 2
+    assert len(told) < 2 * len(fetched)
+
+
 def test_the_list_saves_scans_and_the_sketch_saves_fetches():
     """Smooth motion over structured data: a handful of scans, few points fetched."""
     generator = torch.Generator().manual_seed(0)
@@ -413,7 +434,8 @@ def test_the_closest_is_found_a_few_at_a_time(seed, d, kind, many):
     if many:
         radius = 0.5 + torch.rand(120, generator=generator, dtype=torch.float64)
     with pytest.MonkeyPatch.context() as patch:
-        for name, count in {"EACH": 1, "FIRST": 2, "MOST": 8, "PAIRS": 480, "LONG": 16, "SOME": 9}.items():
+        counts = {"EACH": 1, "FIRST": 2, "MOST": 8, "PAIRS": 480, "LONG": 16, "SOME": 9}
+        for name, count in counts.items():
             patch.setattr(f"shielded.shields.search.screen.{name}", count)
         one, _ = screen(z, radius, torch.bfloat16, Basis.fit(z[:50]))
         for y in (x, x + 0.01, x):  # the second and third know of the first

@@ -25,7 +25,7 @@ from shielded.bench.kit.table import Table
 from shielded.bench.kit.work import Made, Work, place
 from shielded.distances import squared_distances
 from shielded.shields.search.faiss_index import FaissIndex
-from shielded.shields.search.kept import fetcher, load
+from shielded.shields.search.kept import Points, load
 from shielded.shields.search.screen import Found
 from shielded.shields.store import ProtectedSet
 
@@ -256,7 +256,7 @@ def prepare(store: ProtectedSet, method: str, radius: float) -> Any:
         blocks,
         torch.full((len(store),), radius, dtype=torch.float64),
         store.dim,
-        fetcher(store, address),
+        Points(store, address),
         kind,
         int(cells or 1),
     )

@@ -38,8 +38,8 @@ class Finer:
     def __init__(self, basis: Basis, pieces: Sequence[Piece]):
         self.basis, self._core = basis, [(piece.core, piece.place) for piece in pieces]
         self._ends = list(accumulate((len(piece.place) for piece in pieces), initial=0))
-        lost, square, unit = ([getattr(p, key) for p in pieces] for key in ("lost", "square", "unit"))
-        self._each = tuple(torch.cat(parts) for parts in (lost, square, unit))  # (N,)
+        each = [(piece.lost, piece.square, piece.unit) for piece in pieces]
+        self._each = [torch.cat(parts) for parts in zip(*each, strict=True)]  # (N,) each
 
     def bounds(self, x: Tensor, row: Tensor) -> Tensor:
         """(B, M) float32: what distances of x (B, D) to rows (M,), ascending, are at least."""
@@ -47,15 +47,13 @@ class Finer:
         found = torch.empty((len(x), len(row)), dtype=torch.float32, device=x.device)
         for start in range(0, len(row), AT_ONCE):
             some = slice(start, start + AT_ONCE)
-            few = row[some].cpu()
-            parts = (part.to(x.device) for part in (self._read(few), *(e[few] for e in self._each)))
-            found[:, some] = Sketch(*parts, self.basis.spread).bounds(a, blur)
+            found[:, some] = self._sketch(row[some].cpu()).bounds(a, blur)
         return found
 
-    def _read(self, row: Tensor) -> Tensor:
-        """Sketches (M, w) of rows (M,), ascending."""
+    def _sketch(self, row: Tensor) -> Sketch:
+        """Of rows (M,), ascending."""
         ends = torch.searchsorted(row, torch.tensor(self._ends)).tolist()
-        return torch.cat(
+        core = torch.cat(
             [
                 core.index_select(0, place[row[start:end] - begin])
                 for (core, place), begin, (start, end) in zip(
@@ -64,3 +62,6 @@ class Finer:
                 if start < end
             ]
         )
+        on = self.basis.mean.device
+        lost, square, unit = (part[row].to(on) for part in self._each)
+        return Sketch(core.to(on), lost, square, unit, self.basis.spread)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from shielded.shields.search.screen import Screen
 from shielded.shields.search.sketch import Sketch
 from shielded.shields.store import Part, ProtectedSet
 
-__all__ = ["basis_of", "fetcher", "load"]
+__all__ = ["Points", "basis_of", "load"]
 
 SAMPLE = 4096  # latents that a basis is fitted on
 PAGE = 1024  # latents that are sketched at once
@@ -60,20 +60,28 @@ def load(
     r = own.new_tensor(radius).expand(count)  # one number for all, where none has its own
     if not bool(own.isnan().all()):
         r = torch.where(own.isnan(), radius, own)
-    on, fetch, finer = basis.to(device), fetcher(store, address), _finer(store, covered, device)
+    on, points, finer = basis.to(device), Points(store, address), _finer(store, covered, device)
     on_grid = {} if unit is None else {"unit": unit.to(device), "steps": on.spread}
     sketch = Sketch(core.to(device), lost.to(device), **on_grid)
-    return Screen(on, sketch, r.to(device), fetch, finer), address
+    return Screen(on, sketch, r.to(device), points, finer, points.announce), address
 
 
-def fetcher(store: ProtectedSet, address: Tensor) -> Callable[[Tensor], Tensor]:
-    """A function from rows (n,) to their points (n, D) as stored, given all addresses (N,)."""
-    points = OnDisk(store, store.parts())
+class Points:
+    """The points of a set on disk, by rows (n,) of all its addresses (N,)."""
 
-    def fetch(rows: Tensor) -> Tensor:
-        return torch.from_numpy(np.array(points(address[rows].numpy().astype(np.uint64))))
+    def __init__(self, store: ProtectedSet, address: Tensor):
+        self._disk, self._address = OnDisk(store, store.parts()), address
 
-    return fetch
+    def __call__(self, row: Tensor) -> Tensor:
+        """(n, D) as they are stored."""
+        return torch.from_numpy(np.array(self._disk(self._of(row))))
+
+    def announce(self, row: Tensor) -> None:
+        """Let the disk read them in the meantime."""
+        self._disk.announce(self._of(row))
+
+    def _of(self, row: Tensor) -> np.ndarray:
+        return self._address[row].numpy().astype(np.uint64)
 
 
 def basis_of(store: ProtectedSet) -> tuple[Basis, str]:
@@ -172,8 +180,8 @@ def _piece(store: ProtectedSet, part: Part, basis: Basis, name: str) -> Piece | 
         kept = store.kept(name)
         place = None if kept is None else _places(kept[0]["address"], part)
         if kept is not None and place is not None:
-            each = (kept[0][key][place] for key in ("lost", "square", "unit"))
-            return Piece(kept[0]["core"], *each, place)
+            lost, square, unit = (kept[0][key][place] for key in ("lost", "square", "unit"))
+            return Piece(kept[0]["core"], lost, square, unit, place)
         if made:
             break
         store.keep(name, _joined([_fine_rows(basis, *rows) for rows in _pages(store, part)]), {})

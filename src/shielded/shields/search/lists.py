@@ -12,10 +12,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, inf
-from torch.linalg import vector_norm
 
 from shielded.shields.search.sketch import Sketch
-from shielded.shields.search.tracks import Tracks
+from shielded.shields.search.tracks import Tracks, furthest
 
 __all__ = ["List", "Lists"]
 
@@ -26,6 +25,7 @@ TAKE = 2.0  # times as long as reading sketches: to put them into another list
 AHEAD = 0.7  # of a list's skin, that it is made further on: queries go on as they went
 STEPS = 20  # and no more calls further on than these
 SHORTEST = 4096  # lists of so few are not shortened
+SOON = 0.2  # of the way to the next call: what is no further outside is mostly near by then
 TRACKS = 2  # lists of each length: images, and where they were moved to
 
 
@@ -85,10 +85,11 @@ class Lists:
     def _shortest(self, a: Tensor, need: float) -> tuple[List, float]:
         return next(self.valid(a, need), (self._lists[0], inf))
 
-    def near(self, a: Tensor, blur: float, reach: float) -> Tensor:
+    def near(self, a: Tensor, blur: float, reach: float) -> tuple[Tensor, Tensor]:
         """Rows (M,), ascending, of all references within radius + reach, and of a few others.
 
-        Where this takes many margins, shorter lists are made from them, as far as they pay.
+        And rows (L,) of those that may well be so at the next call. Where this takes many margins,
+        shorter lists are made from them, as far as they pay.
         """
         need = reach + 2 * blur
         near, left = self._shortest(a, need)
@@ -96,8 +97,10 @@ class Lists:
             near, margin = self._shorten(near, left, a, blur, need)
         else:
             margin = self._margins(near, a, blur)
-        self._tracks.add(a)
-        return near.row[~(margin > reach)].long()
+        soon = SOON * self._tracks.add(a)
+        few = (~(margin > reach + soon)).nonzero()[:, 0]
+        row, out = near.row[few].long(), margin[few] > reach
+        return row[~out], row[out]
 
     def _shorten(
         self, near: List, left: float, a: Tensor, blur: float, need: float
@@ -168,8 +171,3 @@ class Lists:
 def _steady(move: Tensor, before: Tensor) -> bool:
     """Whether queries go on as they went; a jump, as to another generation, says nothing."""
     return bool((before * move).sum() > 0.5 * move.square().sum())
-
-
-def furthest(move: Tensor) -> float:
-    """The length of the longest of moves (B, m + 1), a hair too large; 0 if there are none."""
-    return float(vector_norm(move, dim=1).max()) * (1 + 1e-9) if len(move) else 0.0

@@ -23,7 +23,8 @@ __all__ = ["Asked", "Memory"]
 
 SOME, HOT = 1 << 24, 1 << 26  # bytes of points, and of what is known of them: at first; at most
 REGRET = 1 / 8  # of what is kept, that is asked for again once it was let go: more is kept then
-NEVER, LET_GO = -1, -2  # no place: of points that were not here yet, and of those that were
+NEVER, LET_GO, TOLD = -1, -2, -3  # no place: not here yet; not any more; not yet, but announced
+EXPECTED = 256  # points are announced at once: of more it is not known which
 LATELY = 128  # points asked about that are kept
 
 
@@ -43,8 +44,15 @@ class Asked:
 class Memory:
     """The points of a set (N, D) that were fetched last; what is known of their distances."""
 
-    def __init__(self, fetch: Callable[[Tensor], Tensor], count: int, like: Tensor, width: int):
-        self.fetch = fetch
+    def __init__(
+        self,
+        fetch: Callable[[Tensor], Tensor],
+        count: int,
+        like: Tensor,
+        width: int,
+        announce: Callable[[Tensor], None] | None = None,
+    ):
+        self.fetch, self._announce = fetch, announce
         self._place = torch.full((count,), NEVER, dtype=torch.int32, device=like.device)
         self._row = self._place[:0].long()  # whose point lies at each place, -1 for nobody's
         self._z = like[:0].float()
@@ -71,6 +79,15 @@ class Memory:
             self._make_room(fresh, 2 * len(self._row) * self._bytes(fresh))
         self._keep(row[missing], fresh)
         return z
+
+    def expect(self, row: Tensor) -> None:
+        """Let those of rows (M,) that were never here be read: they may be asked for next."""
+        if self._announce is None or not len(row):
+            return
+        row = row[self._place[row] == NEVER]
+        if 0 < len(row) <= EXPECTED:
+            self._place[row] = TOLD
+            self._announce(row.cpu())
 
     def ask(self, x: Tensor, a: Tensor) -> Asked:
         """Take up what (3) says of points x (B, D) with sketches a."""

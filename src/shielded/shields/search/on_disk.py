@@ -74,6 +74,18 @@ class OnDisk:
             return found
         return self.store.take(address)
 
+    def announce(self, address: np.ndarray) -> None:
+        """Let the disk read points in the meantime that may soon be asked for.
+
+        Of fragments that were read before: of the others nothing is known yet.
+        """
+        known = {fragment: pages for fragment, pages in self._pages.items() if pages is not None}
+        rows = [a for a in address.tolist() if a >> PLACE in known]
+        pages = {fragment: known[fragment] for fragment in {a >> PLACE for a in rows}}
+        with suppress(OSError):  # who asks for them will see
+            with opened({fragment: one.path for fragment, one in pages.items()}) as files:
+                self._announce(self._reads(pages, files, rows))
+
     def _read(self, address: Sequence[int], rows: Sequence[int], found: np.ndarray) -> bool:
         """Put points into those rows of `found`; False if one cannot be found."""
         pages = {fragment: self._laid_out(fragment) for fragment in {a >> PLACE for a in address}}
@@ -82,6 +94,15 @@ class OnDisk:
             return False
         self._fill(there, address, rows, found)
         return True
+
+    def _reads(
+        self, pages: Mapping[int, Pages], files: Mapping[int, int], address: Sequence[int]
+    ) -> list[tuple[int, int]]:
+        """Of each point the open file, and the byte where it starts."""
+        return [
+            (files[a >> PLACE], pages[a >> PLACE].byte(a & (1 << PLACE) - 1, self._width))
+            for a in address
+        ]
 
     def _fill(
         self,
@@ -92,18 +113,16 @@ class OnDisk:
     ) -> None:
         width, into = self._width, memoryview(found.data).cast("B")
         with opened({fragment: one.path for fragment, one in pages.items()}) as files:
-            reads = [
-                (files[a >> PLACE], pages[a >> PLACE].byte(a & (1 << PLACE) - 1, width))
-                for a in address
-            ]
-            self._announce(reads)
+            reads = self._reads(pages, files, address)
+            if len(reads) > 1:  # one by one each waits
+                self._announce(reads)
             for row, (file, byte) in zip(rows, reads, strict=True):
                 if os.preadv(file, [into[row * width : (row + 1) * width]], byte) != width:
                     raise OSError("a file of the set is too short")
 
     def _announce(self, reads: Sequence[tuple[int, int]]) -> None:
-        """Tell the disk of all reads, so that it does many at once: one by one each waits."""
-        if len(reads) < 2 or not hasattr(os, "posix_fadvise"):
+        """Tell the disk of all reads, so that it does many at once."""
+        if not hasattr(os, "posix_fadvise"):
             return
         with suppress(OSError):  # where it cannot be told, it is read all the same
             for file, byte in reads:

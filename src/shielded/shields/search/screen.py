@@ -18,9 +18,10 @@ from torch import Tensor, inf
 from shielded.distances import Rough, rough_squares, squared_distances
 from shielded.shields.search.basis import Basis
 from shielded.shields.search.finer import Finer
-from shielded.shields.search.lists import List, Lists, furthest
+from shielded.shields.search.lists import List, Lists
 from shielded.shields.search.memory import Asked, Memory
 from shielded.shields.search.sketch import Sketch, up
+from shielded.shields.search.tracks import furthest
 
 __all__ = ["Found", "Screen"]
 
@@ -44,7 +45,8 @@ class Screen:
     """Finds the references (N) near given points, and forgets none.
 
     `fetch(rows)` returns the points (n, D) of the rows asked for, `radius` (N,) float64 is each
-    reference's own. Where the sketches leave many to measure, `finer` ones are asked.
+    reference's own. Where the sketches leave many to measure, `finer` ones are asked. `announce`
+    is told of rows that may be fetched next, so that a disk reads them while images are made.
     """
 
     def __init__(
@@ -54,12 +56,13 @@ class Screen:
         radius: Tensor,
         fetch: Callable[[Tensor], Tensor],
         finer: Finer | None = None,
+        announce: Callable[[Tensor], None] | None = None,
     ):
         self.basis, self.sketch, self.radius = basis, sketch, radius
         self.fetch, self.finer = fetch, finer
         self._widest = float(radius.max()) if len(radius) else 0.0
         self._lists = Lists(sketch, up(radius + sketch.lost))
-        self._memory = Memory(fetch, len(sketch), basis.mean, basis.width)
+        self._memory = Memory(fetch, len(sketch), basis.mean, basis.width, announce)
 
     @property
     def scans(self) -> float:
@@ -69,7 +72,20 @@ class Screen:
     def near(self, x: Tensor, reach: float = 0.0) -> Found:
         """All references within radius + reach of any x (B, D), float64."""
         a, blur = self.basis.query(x)
-        row = self._lists.near(a, blur, reach)
+        row, soon = self._lists.near(a, blur, reach)
+        found = self._measured(x, a, row, reach)
+        self._memory.expect(soon)  # after what is needed now
+        return found
+
+    def closest(self, x: Tensor) -> Found:
+        """For each x (B, D) the reference with the smallest distance / radius, and maybe others."""
+        if not len(self.radius):
+            return Found(x.new_zeros(0, dtype=torch.long), x[:0])
+        row = self._first(x).unique()
+        return Found(row, self._memory.points(row).to(torch.float64))
+
+    def _measured(self, x: Tensor, a: Tensor, row: Tensor, reach: float) -> Found:
+        """Those of the rows (M,) that are within radius + reach of any x (B, D) with sketches a."""
         asked = self._memory.ask(x, a) if len(row) > MANY else None
         if asked is not None:
             row = self._fewer(asked, row, reach)
@@ -87,13 +103,6 @@ class Screen:
             hit[~hit] = self._inside(x, row[~hit], z[~hit], reach)
             row, z = row[hit], z[hit]
         return Found(row, z)
-
-    def closest(self, x: Tensor) -> Found:
-        """For each x (B, D) the reference with the smallest distance / radius, and maybe others."""
-        if not len(self.radius):
-            return Found(x.new_zeros(0, dtype=torch.long), x[:0])
-        row = self._first(x).unique()
-        return Found(row, self._memory.points(row).to(torch.float64))
 
     def _fewer(self, asked: Asked, row: Tensor, reach: float) -> Tensor:
         """Those rows that neither what is known rules out nor, of many to fetch, finer sketches."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-__all__ = ["Tracks"]
+__all__ = ["Tracks", "furthest"]
 
 CALLS = 8  # that are remembered
 
@@ -23,10 +23,14 @@ class Tracks:
 
     def __init__(self) -> None:
         self._calls: deque[Tensor] = deque(maxlen=CALLS)
+        self._way = 0.0  # from the call before the last to it
 
-    def add(self, a: Tensor) -> None:
-        """Remember queries a (B, w)."""
+    def add(self, a: Tensor) -> float:
+        """Remember queries a (B, w); how far the next call may be: as far as either of two ways."""
+        last = self._calls[-1] if self._calls else a
+        before, self._way = self._way, furthest(a - last) if len(a) == len(last) else 0.0
         self._calls.append(a)
+        return max(before, self._way)
 
     def moves(self, a: Tensor) -> tuple[Tensor, Tensor]:
         """(B, w) how far queries a have come on their track; how far they had come before."""
@@ -37,6 +41,11 @@ class Tracks:
         y = calls[last]
         first = _nearest(calls[:last], y)
         return a - y, torch.zeros_like(a) if first is None else y - calls[first]
+
+
+def furthest(move: Tensor) -> float:
+    """The length of the longest of moves (B, w), a hair too large; 0 if there are none."""
+    return float(vector_norm(move, dim=1).max()) * (1 + 1e-9) if len(move) else 0.0
 
 
 def _nearest(calls: Sequence[Tensor], a: Tensor) -> int | None:
