@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shielded.shields.search.basis import Basis
+from shielded.shields.search.basis import FINE, Basis
 from shielded.shields.search.product import (
     Digits,
     Floats,
@@ -177,6 +177,14 @@ def test_integers_say_what_they_lost_and_are_multiplied_exactly(seed, width, que
     # A query of two digits is moved by no more than half a step of 2^-14 each.
     fine = (x * steps).abs().amax(1) / 16319 / 2 * (1 / steps).norm() * (1 + 1e-6)
     assert bool((digits.moved <= fine + 1e-28).all())
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_sums_of_integers_fit(sign):
+    width = FINE + 1
+    core, a = torch.full((16, width), 127, dtype=torch.int8), torch.ones(1, width).double()
+    sums = Digits(sign * a, a[0])(core)
+    assert torch.allclose(sums, torch.full_like(sums, -2 * sign * 127 * width), rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", [Floats, Halves])

@@ -22,7 +22,7 @@ AT_ONCE = 1 << 12  # sketches that are read at once
 class Piece:
     """Sketches of one part of a set, as Sketch has integers: `core` (n, w) mapped from a file.
 
-    `place` (rows,) says which of them belong to its live rows, of which the others are (rows,).
+    `place` (rows,) says which of them belong to its live rows; the others are of these (rows,).
     """
 
     core: Tensor

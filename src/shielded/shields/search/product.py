@@ -107,7 +107,7 @@ class Halves(Floats):
 class Digits(Floats):
     """Sketches of integers on `steps` (w,), multiplied exactly by queries of two digits.
 
-    Of some 1,000 numbers sums still fit into 32 bits; sketches have 128 at most.
+    Of 1,036 numbers sums fit into 32 bits, however large; sketches have 1,025 at most.
     """
 
     def __init__(self, a: Tensor, steps: Tensor):
