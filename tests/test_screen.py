@@ -19,7 +19,7 @@ from shielded.shields.search.product import (
     rounded,
     rounded_to_steps,
 )
-from shielded.shields.search.screen import Screen
+from shielded.shields.search.screen import Screen, _share
 from shielded.shields.search.sketch import Sketch
 from shielded.shields.search.tracks import Tracks
 
@@ -413,6 +413,12 @@ def test_the_closest_reference_is_the_closest(seed, d, kind, many):
     share = distances(x, z)[:, real] / radius[real]
     mine = distances(x, found.z) / radius[found.row]
     assert torch.allclose(mine.nan_to_num(torch.inf).amin(1), share.amin(1), rtol=1e-9, atol=1e-9)
+
+
+def test_of_references_that_shield_nothing_the_nearer_never_comes_after_the_further():
+    """Or a bound could rule out the reference that it is of."""
+    d = 10 ** torch.linspace(-6, 8, 200_000)
+    assert bool((_share(d, torch.zeros(1)) <= _share(d * (1 + 1e-6), torch.zeros(1))).all())
 
 
 @pytest.mark.parametrize("shielding", [0, 1])

@@ -106,13 +106,9 @@ class Memory:
         self._x[at], self._a[at], self._least[at, :used] = x, a, least
         return Asked(x, a, at)
 
-    def away(self, row: Tensor) -> Tensor:
-        """The places in `row` (M,) of those that would have to be fetched."""
-        return (self._place[row] < 0).nonzero()[:, 0]
-
-    def known(self, row: Tensor) -> Tensor:
-        """The places in `row` (M,) of those that are in memory."""
-        return (self._place[row.long()] >= 0).nonzero()[:, 0]
+    def here(self, row: Tensor) -> Tensor:
+        """(M,) bool: which of the rows are in memory; the others would have to be fetched."""
+        return self._place[row.long()] >= 0
 
     def least(self, asked: Asked, row: Tensor) -> Tensor:
         """(B, M) float32: what distances to rows are at least; 0 where nothing is known."""

@@ -79,12 +79,12 @@ class OnDisk:
 
         Of fragments that were read before: of the others nothing is known yet.
         """
-        known = {fragment: pages for fragment, pages in self._pages.items() if pages is not None}
-        rows = [a for a in address.tolist() if a >> PLACE in known]
-        pages = {fragment: known[fragment] for fragment in {a >> PLACE for a in rows}}
+        found = ((a, self._pages.get(a >> PLACE)) for a in address.tolist())
+        known = {a: page for a, page in found if page is not None}
+        pages = {a >> PLACE: page for a, page in known.items()}
         with suppress(OSError):  # who asks for them will see
             with opened({fragment: one.path for fragment, one in pages.items()}) as files:
-                self._announce(self._reads(pages, files, rows))
+                self._announce(self._reads(pages, files, list(known)))
 
     def _read(self, address: Sequence[int], rows: Sequence[int], found: np.ndarray) -> bool:
         """Put points into those rows of `found`; False if one cannot be found."""

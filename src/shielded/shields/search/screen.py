@@ -109,10 +109,10 @@ class Screen:
         wide = up(self.radius[row] + reach)
         left = (~(self._memory.least(asked, row) > wide)).any(0).nonzero()[:, 0]
         row, wide = row[left], wide[left]
-        away = self._memory.away(row)
+        maybe = self._memory.here(row)
+        away = (~maybe).nonzero()[:, 0]
         if self.finer is None or len(away) <= MANY:
             return row
-        maybe = torch.ones_like(row, dtype=torch.bool)
         maybe[away] = (~(self.finer.bounds(asked.x, row[away]) > wide[away])).any(0)
         return row[maybe]
 
@@ -166,7 +166,7 @@ class Screen:
         """
         row, radius = near.row, self.radius[near.row.long()].to(torch.float32)
         share = _share(self._lists.bounds(near, asked.a, blur), radius)
-        known = self._memory.known(row)
+        known = self._memory.here(row).nonzero()[:, 0]
         least = _share(self._memory.least(asked, row[known]), radius[known])
         share[:, known] = torch.maximum(share[:, known], least)
         best = best.clone()
@@ -212,5 +212,5 @@ def _share(distance: Tensor, radius: Tensor) -> Tensor:
     """distance / radius; a radius of 0 shields nothing and comes after all others."""
     if bool((radius > 0).all()):
         return distance / radius
-    last = 1e30 * (1 + distance.clamp(min=0) / (1 + distance.clamp(min=0)))
+    last = 1e30 * (2 - 1 / (1 + distance.clamp(min=0)))  # no rounding may change their order
     return torch.where(radius > 0, distance / radius, last.to(distance.dtype))
