@@ -31,6 +31,7 @@ FEWER = 4  # times, than without them
 SCAN = 1e-10  # seconds to read one number of the sketch: about 10 GB/s in float32
 FETCH = 5e-5  # seconds to fetch and measure one reference from disk
 SHORT = 64  # products that float32 adds up
+SMALL = 1024  # numbers of a point that are multiplied as fast in float64
 TRIED = 1024  # points of a sample that a choice is tried on
 LEAST = 2.0**-6  # of the largest step, that any is: a query is rounded to the same steps
 
@@ -116,18 +117,27 @@ class Basis:
     def query(self, x: Tensor) -> tuple[Tensor, float]:
         """Sketches of x (B, D) and the blur of any, at a fraction of the price and less sharp.
 
-        s in float32, in short sums that float64 adds up. rho by Pythagoras, from squares that are
-        off by w: then rho is off by sqrt(w) at most, and by w / rho.
+        s in float32, in short sums that float64 adds up; of few numbers in float64. rho by
+        Pythagoras, from squares that are off by w: then rho is off by sqrt(w) at most, and by
+        w / rho.
         """
         x = x - self.mean
-        s = self._short_sums(x)
-        length, inside = vector_norm(x, dim=1), vector_norm(s, dim=1)  # faster than sums of squares
-        rest = (length.square() - inside.square()).clamp_(min=0).sqrt_()
-        most, least = (float(length.max()), float(rest.min())) if len(x) else (0.0, 0.0)
-        off = len(self.axes) ** 0.5 * (roundoff(SHORT) + 4 * 2.0**-24) * most  # of s
+        s, rough = self._products(x)
+        # B numbers in Python: kernels whose code a network has driven from the cache cost more.
+        length, inside = vector_norm(x, dim=1).tolist(), vector_norm(s, dim=1).tolist()
+        rest = [max(a * a - b * b, 0.0) ** 0.5 for a, b in zip(length, inside, strict=True)]
+        most, least = max(length, default=0.0), min(rest, default=0.0)
+        off = len(self.axes) ** 0.5 * rough * most  # of s
         w = off * (2 * most + 3 * off) + 4 * self._sure * most * most
         off += min(w**0.5, w / max(least, 1e-300)) * (1 + 1e-9)
-        return torch.cat([s, rest[:, None]], 1), off + self._sure * (most + self._size)
+        a = torch.cat([s, s.new_tensor(rest)[:, None]], 1)
+        return a, off + self._sure * (most + self._size)
+
+    def _products(self, x: Tensor) -> tuple[Tensor, float]:
+        """x @ axes.T (B, m), float64, and what each is off by, by |x| and an axis' length of 1."""
+        if x.shape[1] <= SMALL:
+            return x @ self.axes.T, self._sure
+        return self._short_sums(x), roundoff(SHORT) + 4 * 2.0**-24
 
     def _short_sums(self, x: Tensor) -> Tensor:
         """x @ axes.T (B, m), float64: sums of SHORT products in float32."""

@@ -42,17 +42,12 @@ class List:
     spare: float
     depth: int = 0
 
-    def left(self, a: Tensor, need: float = inf) -> float:
-        """How much further queries that are at a (B, m + 1) may go, at least.
-
-        A little less than could be told, where that is more than they `need`.
-        """
+    def left(self, a: Tensor) -> float:
+        """How much further queries that are at a (B, m + 1) may go, at least."""
         if self.spare == inf or not len(a):
             return self.spare
         if len(a) == len(self.at):  # mostly they are the same ones
-            left = self.spare - furthest(a - self.at)
-            if left > need:
-                return left
+            return self.spare - furthest(a - self.at)
         way = torch.cdist(a, self.at, compute_mode="donot_use_mm_for_euclid_dist").amin(1)
         return self.spare - float(way.max()) * (1 + 1e-9)
 
@@ -78,7 +73,7 @@ class Lists:
         And how much further each lets queries go than `need`, which is at least 0.
         """
         for near in reversed(self._lists):
-            left = near.left(a, need)
+            left = near.left(a)
             if left > need:
                 yield near, left
 

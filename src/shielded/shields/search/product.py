@@ -56,14 +56,15 @@ def _away(a: Tensor, b: Tensor) -> Tensor:
 class Floats:
     """-2 <a_z, a_x> of sketches (n, w), in float32, with queries a (B, w).
 
-    `moved` (B,) is what rounding moved these by, `square` (B,) what |a_x|^2 then is, float64. A
+    `moved` is what rounding moved each of these by, `square` what |a_x|^2 then is, B numbers. A
     product is off by at most `off` |a_x| |a_z|.
     """
 
     def __init__(self, a: Tensor):
-        length = vector_norm(a, dim=1)
+        lengths = vector_norm(a, dim=1).tolist()
         # By half a last place of each number: what |a_x|^2 then is, is told to 2^-22.
-        self.moved, self.square = length * 2.0**-24 + LEAST, length.square()
+        self.moved = [length * 2.0**-24 + LEAST for length in lengths]
+        self.square = [length * length for length in lengths]
         self.off = roundoff(a.shape[1])
         self._query = a.to(torch.float32).mul_(-2)
         self._room = self._query.new_zeros((0, 0))
@@ -86,8 +87,9 @@ class Halves(Floats):
     """
 
     def __init__(self, a: Tensor):
-        query, self.moved = rounded(a, torch.bfloat16)
-        self.square = query.to(torch.float64).square().sum(1)
+        query, moved = rounded(a, torch.bfloat16)
+        self.moved = moved.tolist()
+        self.square = query.to(torch.float64).square().sum(1).tolist()
         self.off = 2.0**-9
         self._query = -2 * query.T
         self._room, self._products = query.new_zeros((0, 0), dtype=torch.float32), query[:0]
@@ -116,8 +118,7 @@ class Digits(Floats):
         unit = (scaled.abs().amax(1, keepdim=True) / most).clamp_(SMALL, LARGE).to(torch.float32)
         whole = (scaled / unit).round_().clamp_(-most, most)
         query = whole * unit / steps
-        self.moved = _away(a, query)
-        self.square = query.square().sum(1)
+        self.moved, self.square = _away(a, query).tolist(), query.square().sum(1).tolist()
         self.off, self._unit = 2.0**-20, -2 * unit
         high = (whole / BASE).round_()
         # In eights, and row by row in memory: of another layout torch may take the strides wrongly.

@@ -57,7 +57,8 @@ class Sketch:
 
         `blur` is what the sketches a are off by.
         """
-        times, below, off, share = self._query(a, blur)
+        times, below, lost, share = self._query(a, blur)
+        off = below.new_tensor(lost)
         found = torch.empty((len(a), len(self)), dtype=torch.float32, device=a.device)
         for part, v in self._sums(times, below):
             d2 = v.add_(self.square[part], alpha=share)
@@ -70,8 +71,8 @@ class Sketch:
 
         `wide` (N,) float32 is each radius with what was `lost`. NaN where float32 overflowed.
         """
-        times, below, off, share = self._query(a, blur)
-        found, most = torch.empty(len(self), dtype=torch.float32, device=a.device), float(off.max())
+        times, below, lost, share = self._query(a, blur)
+        found, most = below.new_empty(len(self)), min(max(lost), MOST)
         for part, v in self._sums(times, below):
             d2 = torch.amin(v, 0, out=found[part]).add_(self.square[part], alpha=share)
             d2.clamp_(0, MOST).sqrt_().sub_(wide[part]).sub_(most)
@@ -83,9 +84,9 @@ class Sketch:
         |a_x - a_z|^2 <= t^2 where t is the limit and all that was lost, at most: by (2) that needs
         xx - t^2 - 2 v <= -zz, of which the left side needs only its smallest.
         """
-        times, below, off, share = self._query(a, blur)
-        lost = float(self.lost.max()) if len(self) else 0.0
-        far = (limit + off + lost) * (1 + 1e-6)
+        times, below, lost, share = self._query(a, blur)
+        most = float(self.lost.max()) if len(self) else 0.0
+        far = (limit + limit.new_tensor(lost) + most) * (1 + 1e-6)
         found = []
         for part, v in self._sums(times, -up(far * far - below)):
             gap = v.amin(0).add_(self.square[part], alpha=share)
@@ -94,13 +95,17 @@ class Sketch:
             found.append((~out).nonzero()[:, 0] + part.start)
         return torch.cat(found)
 
-    def _query(self, a: Tensor, blur: float) -> tuple[Floats, Tensor, Tensor, float]:
-        """What multiplies, the part of a_x in (2), what it lost, and 1 - e."""
+    def _query(self, a: Tensor, blur: float) -> tuple[Floats, Tensor, list[float], float]:
+        """What multiplies, the part of a_x in (2), what was lost of each, and 1 - e.
+
+        Of B numbers in Python, and as float32 no smaller: that rounds by half of 2^-23.
+        """
         times = self._times(a)
         sums = (a.shape[1] + 20) * 2.0**-24  # roundings of float32 on the way to a margin
         share = 1 - 2 * (sums + times.off)  # e twice
-        below = (times.square * share).sub_(2 * TINY).clamp_(max=MOST).to(torch.float32)
-        return times, below, up(times.moved + blur), share
+        below = [min(square * share - 2 * TINY, MOST) for square in times.square]
+        lost = [(moved + blur) * (1 + 2.0**-23) for moved in times.moved]
+        return times, torch.tensor(below, dtype=torch.float32, device=a.device), lost, share
 
     def _times(self, a: Tensor) -> Floats:
         """The queries, as these sketches are multiplied."""

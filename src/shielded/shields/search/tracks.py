@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from math import nan
 
 import torch
 from torch import Tensor
@@ -45,7 +46,8 @@ class Tracks:
 
 def furthest(move: Tensor) -> float:
     """The length of the longest of moves (B, w), a hair too large; 0 if there are none."""
-    return float(vector_norm(move, dim=1).max()) * (1 + 1e-9) if len(move) else 0.0
+    lengths = vector_norm(move, dim=1).tolist()
+    return max(lengths, default=0.0) * (1 + 1e-9) if sum(lengths) >= 0 else nan
 
 
 def _nearest(calls: Sequence[Tensor], a: Tensor) -> int | None:
