@@ -21,7 +21,7 @@ from shielded.shields.search.product import (
 )
 from shielded.shields.search.screen import Screen, _share
 from shielded.shields.search.sketch import Sketch
-from shielded.shields.search.tracks import Tracks
+from shielded.shields.search.tracks import Tracks, furthest
 
 WIDTHS = [2, 3, 17, 64, 300, 1024, 4096, 16384]
 DTYPES = [torch.float32, torch.bfloat16, torch.int8]
@@ -414,6 +414,14 @@ def test_the_closest_reference_is_the_closest(seed, d, kind, many):
     share = distances(x, z)[:, real] / radius[real]
     mine = distances(x, found.z) / radius[found.row]
     assert torch.allclose(mine.nan_to_num(torch.inf).amin(1), share.amin(1), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("lost", [0, 1, 2])
+def test_a_move_that_is_not_a_number_is_not_left_out(lost):
+    """Or a list would be taken for valid."""
+    move = torch.ones(3, 4, dtype=torch.float64)
+    move[lost, 0] = torch.nan
+    assert not furthest(move) >= 0
 
 
 def test_of_references_that_shield_nothing_the_nearer_never_comes_after_the_further():
