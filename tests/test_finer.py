@@ -35,7 +35,7 @@ def test_bounds_of_rows_of_several_pieces(monkeypatch):
     finer = Finer(basis, pieces)
     for row in (torch.arange(len(live)), torch.tensor([0, 3, 16, 17, 46, 70]), live[:0]):
         true = distances(x, z[live[row]])
-        low = finer.bounds(x, row).double()
+        low = finer.bounds(finer.query(x), row).double()
         assert bool((low <= true).all())
         assert bool((low > true - 0.15 * float(true.max() if len(row) else 0)).all())
 
@@ -46,8 +46,9 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr("shielded.shields.search.basis.WIDTHS", (2, 4))
     monkeypatch.setattr("shielded.shields.search.basis.FINE", 16)
     monkeypatch.setattr("shielded.shields.search.basis.MANY", 1)
-    for name, count in {"MANY": 1, "LONG": 16, "EACH": 1, "FIRST": 4}.items():
-        monkeypatch.setattr(f"shielded.shields.search.screen.{name}", count)
+    for name, count in {"MANY": 1, "SOON": 32, "LONG": 16, "EACH": 1, "FIRST": 4}.items():
+        monkeypatch.setattr(f"shielded.shields.search.closest.{name}", count)
+    monkeypatch.setattr("shielded.shields.search.screen.MANY", 1)
     generator = torch.Generator().manual_seed(1)
     z = torch.randn(300, 64, generator=generator) * torch.arange(1, 65).float() ** -0.5
     store = ProtectedSet.create(tmp_path / "set", (64,), radius=1.0)
@@ -77,16 +78,19 @@ def test_the_closest_by_finer_sketches_is_the_closest(folder):
     """The first time they are made, then they are read; after a removal some are left out."""
     generator = torch.Generator().manual_seed(2)
     x = points(folder)[::60].double() + 0.2 * torch.randn(5, 64, generator=generator)
+    further = torch.randn(80, 64, generator=generator, dtype=torch.float64)
     for turn in range(3):
         nearest = distances(x, points(folder)).amin(1)
         screen, coarse = load(folder, 1.0)[0], load(folder, 1.0)[0]
         assert screen.finer is not None
-        low = screen.finer.bounds(x, torch.arange(len(screen.radius))).double()
+        low = screen.finer.bounds(screen.finer.query(x), torch.arange(len(screen.radius))).double()
         assert bool((low <= distances(x, points(folder))).all())
-        coarse.finer = None
+        coarse._closest._finer = None
         mine, read = found(screen, x)
         other, more = found(coarse, x)
         assert torch.equal(mine, nearest)
+        among = distances(further, screen.closest(further).z).amin(1)
+        assert torch.equal(among, distances(further, points(folder)).amin(1))
         assert torch.equal(other, nearest)
         assert read < more / 2, "they save reading"
         if turn == 1:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shielded.shields.search.basis import FINE, Basis
+from shielded.shields.search.closest import _share
 from shielded.shields.search.product import (
     Digits,
     Floats,
@@ -19,7 +20,7 @@ from shielded.shields.search.product import (
     rounded,
     rounded_to_steps,
 )
-from shielded.shields.search.screen import Screen, _share
+from shielded.shields.search.screen import Screen
 from shielded.shields.search.sketch import Sketch
 from shielded.shields.search.tracks import Tracks, furthest
 
@@ -432,8 +433,8 @@ def test_of_references_that_shield_nothing_the_nearer_never_comes_after_the_furt
 
 @pytest.mark.parametrize("shielding", [0, 1])
 def test_where_no_radius_shields_the_nearest_is_still_found(shielding, monkeypatch):
-    monkeypatch.setattr("shielded.shields.search.screen.LONG", 16)
-    monkeypatch.setattr("shielded.shields.search.screen.FIRST", 4)
+    monkeypatch.setattr("shielded.shields.search.closest.LONG", 16)
+    monkeypatch.setattr("shielded.shields.search.closest.FIRST", 4)
     generator = torch.Generator().manual_seed(0)
     z = points("random", 200, 20, generator)
     x = points("random", 5, 20, generator).double()
@@ -459,7 +460,7 @@ def test_the_closest_is_found_a_few_at_a_time(seed, d, kind, many):
     with pytest.MonkeyPatch.context() as patch:
         counts = {"EACH": 1, "FIRST": 2, "MOST": 8, "PAIRS": 480, "LONG": 16, "SOME": 9}
         for name, count in counts.items():
-            patch.setattr(f"shielded.shields.search.screen.{name}", count)
+            patch.setattr(f"shielded.shields.search.closest.{name}", count)
         one, _ = screen(z, radius, torch.bfloat16, Basis.fit(z[:50]))
         for y in (x, x + 0.01, x):  # the second and third know of the first
             one.near(y)
@@ -530,7 +531,7 @@ def test_what_overflows_float32_is_still_found():
 
 def test_a_bound_just_below_the_best_is_looked_at(monkeypatch):
     """The first has the least bound, as the mirror image of x, but the second is nearer."""
-    monkeypatch.setattr("shielded.shields.search.screen.EACH", 1)
+    monkeypatch.setattr("shielded.shields.search.closest.EACH", 1)
     z = torch.tensor([[0.0, 0.0, -1.0], [1.96, 0.0, 1.0], [9.0, 9.0, 9.0]])
     basis = Basis(torch.zeros(3, dtype=torch.float64), torch.eye(3, dtype=torch.float64)[:2])
     one, _ = screen(z, 1.0, basis=basis)

@@ -43,7 +43,7 @@ class Centred:
         origin = points.mean(0) if len(points) else points.new_zeros(points.shape[1])
         z = points - origin
         zz = z @ z.T if len(z) <= MOST else None
-        size = z.square().sum(1) if zz is None else zz.diagonal()
+        size = vector_norm(z, dim=1).square_() if zz is None else zz.diagonal()
         return cls(points, z, origin, size, zz)
 
 

@@ -13,7 +13,9 @@ from torch import Tensor
 from shielded.shields.search.basis import Basis
 from shielded.shields.search.sketch import Sketch
 
-__all__ = ["Finer", "Piece"]
+__all__ = ["Finer", "Piece", "Query"]
+
+Query = tuple[Tensor, float]  # sketches (B, m + 1) and their blur
 
 AT_ONCE = 1 << 12  # sketches that are read at once
 
@@ -41,10 +43,14 @@ class Finer:
         each = [(piece.lost, piece.square, piece.unit) for piece in pieces]
         self._each = [torch.cat(parts) for parts in zip(*each, strict=True)]  # (N,) each
 
-    def bounds(self, x: Tensor, row: Tensor) -> Tensor:
-        """(B, M) float32: what distances of x (B, D) to rows (M,), ascending, are at least."""
-        a, blur = self.basis.query(x)
-        found = torch.empty((len(x), len(row)), dtype=torch.float32, device=x.device)
+    def query(self, x: Tensor) -> Query:
+        """What bounds of x (B, D) are made from: it takes longer than those of a few rows."""
+        return self.basis.query(x)
+
+    def bounds(self, x: Query, row: Tensor) -> Tensor:
+        """(B, M) float32: what distances of queries to rows (M,), ascending, are at least."""
+        a, blur = x
+        found = torch.empty((len(a), len(row)), dtype=torch.float32, device=a.device)
         for start in range(0, len(row), AT_ONCE):
             some = slice(start, start + AT_ONCE)
             found[:, some] = self._sketch(row[some].cpu()).bounds(a, blur)
