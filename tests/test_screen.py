@@ -304,7 +304,7 @@ def test_nothing_is_missed_along_a_trajectory(seed, kind, dtype, r, known):
     goal = z[torch.randint(0, 400, (4,), generator=generator)].double()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("shielded.shields.search.lists.SHORTEST", 16)
-        patch.setattr("shielded.shields.search.screen.MANY", -1 if known else 10**6)
+        patch.setattr("shielded.shields.search.screen.KNOWN", -1 if known else 10**6)
         for step in range(30):
             x = x + (goal - x) / (30 - step) * 2 * torch.rand(len(x), 1, generator=generator)
             if step == 17:
@@ -348,7 +348,7 @@ def test_nothing_is_missed_in_a_hundred_thousand_queries():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("shielded.shields.search.lists.SHORTEST", 16)
         for dtype, kind, d in itertools.product(DTYPES, KINDS, sizes):
-            patch.setattr("shielded.shields.search.screen.MANY", 512 if d % 2 else 16)
+            patch.setattr("shielded.shields.search.screen.KNOWN", 128 if d % 2 else 4)
             generator = torch.Generator().manual_seed(d)
             z = points(kind, 240, d, generator)
             goal = z[torch.randint(0, 240, (8,), generator=generator)].double()

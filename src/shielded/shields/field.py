@@ -19,7 +19,8 @@ class References:
     """References of one source: z (M, D), who has to keep away (B, M), ids, radii.
 
     `r` (M,) is None where all have the radius that was asked for. `whole` tells that no reference
-    was left out, however far an image may move. `rough` is z in float32, where that is kept.
+    was left out, however far an image may move. `measured`, that all are near some x, as far as
+    float64 tells. `rough` is z in float32, where that is kept.
     """
 
     z: Tensor
@@ -28,6 +29,7 @@ class References:
     whole: bool = True
     r: Tensor | None = None
     rough: Rough | None = None
+    measured: bool = False
 
 
 class Source(Protocol):
@@ -75,8 +77,12 @@ class Field:
 
     def may_hold(self, x: Tensor) -> bool:
         """Whether some x (B, D) may be inside a shield: float32 can mostly tell that none is."""
+        if any(part.measured and len(part.z) for _, _, part in self.parts):
+            return True
         rough = Rough.of(x)
         for _, r, part in self.parts:
+            if part.measured:
+                continue
             r2 = r * r if part.r is None else part.r.square()
             z = rough if part.z is x else part.rough or Rough.of(part.z)
             near = part.allowed & ~(lower_squares(rough, z) > r2)  # NaN is not sure

@@ -74,9 +74,9 @@ class Protected:
     def references(self, x: Tensor, groups: Sequence[Hashable], radius: float) -> References:
         """Those within their radius of any x, measured exactly."""
         if self._shards is not None:
-            return self._shields(x, self._shards.near(x, radius))
+            return self._shields(x, self._shards.near(x, radius), measured=True)
         screen, search, address = self._searches(radius, x.device)
-        return self._shields(x, Hits.of(search.near(x), screen, address))
+        return self._shields(x, Hits.of(search.near(x), screen, address), measured=True)
 
     def closest(self, x: Tensor, groups: Sequence[Hashable], radius: float) -> References:
         """For each x the one with the smallest distance / radius, by the screen."""
@@ -90,9 +90,10 @@ class Protected:
         """How many sketches the screen has read, in units of all that there are."""
         return 0.0 if self._made is None else self._made[1].scans
 
-    def _shields(self, x: Tensor, hits: Hits) -> References:
+    def _shields(self, x: Tensor, hits: Hits, measured: bool = False) -> References:
         everyone = torch.ones((len(x), len(hits.z)), dtype=torch.bool, device=x.device)
-        return References(hits.z, everyone, _Ids(self.set, hits.address), whole=False, r=hits.r)
+        ids = _Ids(self.set, hits.address)
+        return References(hits.z, everyone, ids, whole=False, r=hits.r, measured=measured)
 
     def _searches(self, radius: float, device: torch.device) -> tuple[Screen, Search, Tensor]:
         """The screen of this version, the search, and the row addresses (N,) of their rows."""

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, inf
 
-from shielded.distances import squared_distances
+from shielded.distances import Rough, rough_squares, squared_distances
 from shielded.shields.search.finer import Finer, Query
 from shielded.shields.search.lists import List, Lists
-from shielded.shields.search.memory import Asked, Memory
+from shielded.shields.search.memory import Memory
 
 __all__ = ["Closest"]
 
@@ -43,13 +43,13 @@ class Closest:
         What a list leaves out has a share of 1 + (way to it) / radius at least: it holds the first
         of all if some reference is known to have no larger one. Longer lists need not be read.
         """
-        asked, blurred = self._memory.ask(x, a), 2 * blur
+        rough, blurred = Rough.of(x), 2 * blur
         lists = [
             (near, left - blurred)
             for near, left in self._lists.valid(a, blurred)
             if left == inf or (self._widest and len(near.row))
         ]
-        best = self._guess(lists[0][0], asked, blur)
+        best = self._guess(lists[0][0], rough, a, blur)
         enough = self._widest * (float(best.max()) - 1)
         near = next(near for near, left in lists if left == inf or left >= enough)
         if len(near.row) > LONG and self._widest:
@@ -59,32 +59,32 @@ class Closest:
         rows, size = [], max(1, PAIRS // len(near.row))
         for start in range(0, len(x), size):
             part = slice(start, start + size)
-            rows.append(self._best(near, asked[part], blur, best[part]))
+            some = Rough(rough.points[part], rough.squares[part])
+            rows.append(self._best(near, x[part], some, a[part], blur, best[part]))
         return torch.cat(rows)
 
-    def _guess(self, near: List, asked: Asked, blur: float) -> Tensor:
+    def _guess(self, near: List, x: Rough, a: Tensor, blur: float) -> Tensor:
         """(B,) float32: a share that is not below the smallest of all, from a few of a list."""
         if len(near.row) > SOME:
-            some = torch.arange(0, len(near.row), -(-len(near.row) // SOME), device=asked.a.device)
-            near = near.pick(some, asked.a, 0.0)
+            some = torch.arange(0, len(near.row), -(-len(near.row) // SOME), device=a.device)
+            near = near.pick(some, a, 0.0)
         radius = self._radius[near.row.long()].to(torch.float32)
-        share = _share(self._lists.bounds(near, asked.a, blur), radius)
+        share = _share(self._lists.bounds(near, a, blur), radius)
         few = share.topk(min(EACH, len(near.row)), largest=False).indices.unique()
-        _, high = self._memory.measure(asked, near.row[few].long())
+        _, high = measured(x, self._memory.points(near.row[few].long()))
         return _share(high, radius[few]).amin(1)
 
-    def _best(self, near: List, asked: Asked, blur: float, best: Tensor) -> Tensor:
+    def _best(
+        self, near: List, x: Tensor, rough: Rough, a: Tensor, blur: float, best: Tensor
+    ) -> Tensor:
         """The rows of a list with the smallest share, of which best (B,) is no smaller."""
         row, radius = near.row.long(), self._radius[near.row.long()].to(torch.float32)
-        share = _share(self._lists.bounds(near, asked.a, blur), radius)
-        known = self._memory.here(row).nonzero()[:, 0]
-        least = _share(self._memory.least(asked, row[known]), radius[known])
-        share[:, known] = torch.maximum(share[:, known], least)
-        race = _Race(asked, self._memory, row, radius, share, best.clone())
+        share = _share(self._lists.bounds(near, a, blur), radius)
+        race = _Race(rough, self._memory, row, radius, share, best.clone())
         race.measure(race.leaders())
         left, ratio = race.left()
         if self._finer is not None and len(left) > MANY:
-            query = self._finer.query(asked.x)
+            query = self._finer.query(x)
             soon = left[ratio.topk(min(SOON, len(left)), largest=False).indices].sort().values
             race.sharpen(soon, self._finer, query)
             race.measure(soon[race.leaders(soon)])
@@ -94,11 +94,11 @@ class Closest:
         while len(left):
             race.measure(left[:count])
             left, count = left[count:], min(2 * count, MOST)
-        return self._exactly(asked.x, row[race.winners()])
+        return self._exactly(x, row[race.winners()])
 
     def _exactly(self, x: Tensor, row: Tensor) -> Tensor:
         """Those of the rows (M,) that have the smallest share from some x (B, D), by float64."""
-        d = squared_distances(x, self._memory.points(row).to(torch.float64)).sqrt()
+        d = squared_distances(x, self._memory.points(row).points.to(torch.float64)).sqrt()
         share = _share(d, self._radius[row])
         return row[(share <= share.amin(1, keepdim=True) * (1 + CLOSE)).any(0)]
 
@@ -110,7 +110,7 @@ class _Race:
     best (B,) is a share that some reference has, at most: it falls while the others rise.
     """
 
-    asked: Asked
+    x: Rough  # the queries
     memory: Memory
     row: Tensor
     radius: Tensor
@@ -143,7 +143,7 @@ class _Race:
         few = few[(~(self.share[:, few] > self.best[:, None])).any(0)]
         if not len(few):
             return
-        low, high = self.memory.measure(self.asked, self.row[few])
+        low, high = measured(self.x, self.memory.points(self.row[few]))
         self.share[:, few] = _share(low, self.radius[few])
         torch.minimum(self.best, _share(high, self.radius[few]).amin(1), out=self.best)
         self.measured[few] = True
@@ -158,6 +158,13 @@ class _Race:
         """Places of those measured that may be the best of some query, ascending."""
         few = self.measured.nonzero()[:, 0]
         return few[(self.share[:, few] <= self.best[:, None]).any(0)]
+
+
+def measured(x: Rough, z: Rough) -> tuple[Tensor, Tensor]:
+    """(B, M) float32: what distances from x to z (M, D) are at least and at most."""
+    d2, off = rough_squares(x, z)
+    low = (d2 - off).clamp_(min=0).sqrt_().mul_(1 - 1e-6).nan_to_num_(nan=0.0)
+    return low, (d2 + off).sqrt_().mul_(1 + 1e-6).nan_to_num_(inf, inf)
 
 
 def _share(distance: Tensor, radius: Tensor) -> Tensor:

@@ -2,8 +2,8 @@
 """The screen: exact search in a set that is not in memory, cheap along a sampling trajectory.
 
 Sieves, none of which can lose a reference. The sketch (sketch.py) says how far each is at least,
-and lists of the nearest (lists.py) say which sketches need not be read. What was measured before
-(memory.py) says which of those left need not be measured again; the rest are, in float32 with
+and lists of the nearest (lists.py) say which sketches need not be read. Where many are left, what
+was measured before (known.py) says which of them need not be again; the rest are, in float32 with
 bounds, and in float64 where these do not tell.
 """
 
@@ -20,13 +20,14 @@ from shielded.shields.search.basis import Basis
 from shielded.shields.search.closest import Closest
 from shielded.shields.search.finer import Finer
 from shielded.shields.search.lists import Lists
-from shielded.shields.search.memory import Asked, Memory
+from shielded.shields.search.memory import Memory
 from shielded.shields.search.sketch import Sketch, up
 from shielded.shields.search.tracks import furthest
 
 __all__ = ["Found", "Screen"]
 
-MANY = 512  # so many left to measure are worth a look at what is known, and finer sketches
+KNOWN = 128  # so many left to measure are worth a look at what is known
+MANY = 512  # and so many finer sketches
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ class Screen:
         self.fetch, self.finer = fetch, finer
         self._widest = float(radius.max()) if len(radius) else 0.0
         self._lists = Lists(sketch, up(radius + sketch.lost))
-        self._memory = Memory(fetch, len(sketch), basis.mean, basis.width, announce)
+        self._memory = Memory(fetch, len(sketch), basis.mean, announce)
         self._closest = Closest(self._lists, self._memory, radius, finer)
 
     @property
@@ -70,7 +71,7 @@ class Screen:
         """All references within radius + reach of any x (B, D), float64."""
         a, blur = self.basis.query(x)
         row, soon = self._lists.near(a, blur, reach)
-        found = self._measured(x, a, row, reach)
+        found = self._measured(x, row, reach)
         self._memory.expect(soon)  # after what is needed now
         return found
 
@@ -79,39 +80,41 @@ class Screen:
         if not len(self.radius):
             return Found(x.new_zeros(0, dtype=torch.long), x[:0])
         row = self._closest(x, *self.basis.query(x)).unique()
-        return Found(row, self._memory.points(row).to(torch.float64))
+        return Found(row, self._memory.points(row).points.to(torch.float64))
 
-    def _measured(self, x: Tensor, a: Tensor, row: Tensor, reach: float) -> Found:
-        """Those of the rows (M,) that are within radius + reach of any x (B, D) with sketches a."""
-        asked = self._memory.ask(x, a) if len(row) > MANY else None
-        if asked is not None:
-            row = self._fewer(asked, row, reach)
+    def _measured(self, x: Tensor, row: Tensor, reach: float) -> Found:
+        """Those of the rows (M,) that are within radius + reach of any x (B, D)."""
+        many, rough = len(row) > KNOWN, Rough.of(x)
+        if many:
+            unsure = ~(self._memory.gaps(rough, row) > reach * (1 + 1e-6))
+            row = self._sharper(x, row[unsure], reach)
         if not len(row):
             return Found(row, x[:0])
         z = self._memory.points(row)
-        d2, off = rough_squares(Rough.of(x), Rough.of(z))
-        limit = (self.radius[row] + reach).square()
+        d2, off = rough_squares(rough, z)
+        r = self.radius[row]
+        limit = (r + reach).square()
         low = d2 - off
         hit, maybe = (d2.add_(off) <= limit).any(0), (~(low > limit)).any(0)
-        if asked is not None:
-            self._memory.learn(asked, row, low.sqrt_().mul_(1 - 1e-6).nan_to_num_(nan=0.0))
+        if many:
+            self._memory.learn(row, low.amin(0).clamp_(min=0).sqrt_().mul_(1 - 1e-6) - up(r))
         unsure = (maybe != hit).nonzero()[:, 0]
         if len(unsure):
-            hit[unsure] = self._inside(x, row[unsure], z[unsure].to(torch.float64), reach)
-        found = hit.nonzero()[:, 0]
-        return Found(row[found], z[found].to(torch.float64))  # thousands, maybe: converted once
+            hit[unsure] = self._inside(x, row[unsure], z.points[unsure].to(torch.float64), reach)
+        found = hit.nonzero()[:, 0]  # thousands, maybe: converted once
+        return Found(row[found], z.points[found].to(torch.float64))
 
-    def _fewer(self, asked: Asked, row: Tensor, reach: float) -> Tensor:
-        """Those rows that neither what is known rules out nor, of many to fetch, finer sketches."""
-        wide = up(self.radius[row] + reach)
-        left = (~(self._memory.least(asked, row) > wide)).any(0).nonzero()[:, 0]
-        row, wide = row[left], wide[left]
+    def _sharper(self, x: Tensor, row: Tensor, reach: float) -> Tensor:
+        """Those of rows (M,) that finer sketches do not rule out, where many would be fetched."""
+        if self.finer is None or len(row) <= MANY:
+            return row
         maybe = self._memory.here(row)
         away = (~maybe).nonzero()[:, 0]
-        if self.finer is None or len(away) <= MANY:
+        if len(away) <= MANY:
             return row
-        bounds = self.finer.bounds(self.finer.query(asked.x), row[away])
-        maybe[away] = (~(bounds > wide[away])).any(0)
+        wide = up(self.radius[row[away]] + reach)
+        bounds = self.finer.bounds(self.finer.query(x), row[away])
+        maybe[away] = (~(bounds > wide)).any(0)
         return row[maybe]
 
     def _inside(self, x: Tensor, row: Tensor, z: Tensor, reach: float) -> Tensor:
