@@ -3,6 +3,7 @@
 
 import json
 import math
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -279,6 +280,21 @@ def test_protection_smoke(one):
         protection.run(one=one)
 
 
+def test_the_tiles_of_tiny_sprites_are_blown_up_to_a_size(monkeypatch, one):
+    tiles = torch.arange(2 * 3 * 32 * 32).remainder(251).byte().reshape(2, 3, 32, 32)
+    monkeypatch.setattr("shielded.bench.kit.training_set.trained", lambda data: tiles)
+    sprites = replace(one, name="tiny-sprites")
+    count, pictures = protection.protected(sprites, Path("tiles.npz"), 5)
+    assert (count, len(pictures(1, 5))) == (5, 4)
+    assert torch.equal(pictures(0, 2), tiles)
+    assert not torch.equal(pictures(2, 4), tiles)
+    assert protection.protected(sprites, Path("tiles.npz"), None)[0] == 2
+    with pytest.raises(BadInput, match="fewer"):
+        protection.protected(sprites, Path("tiles.npz"), 10**9)
+    with pytest.raises(BadInput, match="--size"):
+        protection.protected(one, None, 5)
+
+
 def test_set_size_smoke(one):
     pytest.importorskip("lance")
     table = set_size.run(smoke=True, one=one)
@@ -349,8 +365,19 @@ def test_what_a_bench_is_not_told(words, says, tmp_path):
 def test_the_page_of_results_is_what_its_tables_make():
     results = Path(__file__).parents[1] / "docs" / "results"
     assert results.with_suffix(".md").read_text(encoding="utf-8") == page(results)
-    asked = {file.stem for file in results.glob("*.json")}
+    asked = {file.stem.partition("-")[0] for file in results.glob("*.json")}
     assert asked <= set(ORDER)
+
+
+def test_tables_of_other_models_stand_under_the_first(tmp_path):
+    for name in ("protection", "protection-tiny-sprites", "scale"):
+        (tmp_path / f"{name}.md").write_text(f"table {name}\n\n![a]({name}-a.png)\n")
+    (tmp_path / "protection.reading.md").write_text("the reading")
+    text = page(tmp_path)
+    order = ("the reading", "table protection\n", "table protection-tiny-sprites", "table scale")
+    assert sorted(order, key=text.index) == list(order)
+    assert text.count("the reading") == text.count("table scale") == 1
+    assert f"]({tmp_path.name}/protection-tiny-sprites-a.png)" in text
 
 
 # Spaces

@@ -305,6 +305,7 @@ def test_nothing_is_missed_along_a_trajectory(seed, kind, dtype, r, known):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("shielded.shields.search.lists.SHORTEST", 16)
         patch.setattr("shielded.shields.search.screen.KNOWN", -1 if known else 10**6)
+        patch.setattr("shielded.shields.search.screen.NUMBERS", 32 * (3 if known else 10**6))
         for step in range(30):
             x = x + (goal - x) / (30 - step) * 2 * torch.rand(len(x), 1, generator=generator)
             if step == 17:
@@ -313,8 +314,10 @@ def test_nothing_is_missed_along_a_trajectory(seed, kind, dtype, r, known):
                 x = x[:2]
                 goal = goal[:2]
             reach = 0.0 if step % 5 else 0.3 * r
-            assert missed(one.near(x.clone(), reach), x, z, r + reach) == 0
-            assert missed(one.near(x.clone()), x, z, r) == 0
+            for found, limit in ((one.near(x.clone(), reach), r + reach), (one.near(x.clone()), r)):
+                assert missed(found, x, z, limit) == 0
+                assert torch.equal(found.z, z[found.row].double())
+                assert found.row.tolist() == sorted(found.row.tolist())
             if step % 7 == 0:
                 nearest = distances(x, one.closest(x).z).amin(1)
                 assert torch.allclose(nearest, distances(x, z).amin(1), rtol=1e-12)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from shielded.bench.kit import training_set
 from shielded.bench.kit.brute import inside, nearest, stored
 from shielded.bench.kit.clock import Watched
 from shielded.bench.kit.contender import PLAIN, Contender
@@ -31,6 +32,7 @@ from shielded.shields.store import ProtectedSet
 from shielded.spaces import Pixels, space_of
 from shielded.spell import Spell
 
+DEFAULT = "tiny-fashion"
 CELLS = (1, 2, 3, 5, 10)
 IMAGES = 64
 ROUNDS = 10  # runs that tell what a search takes
@@ -43,12 +45,14 @@ def run(
     work: Path | None = None,
     data: Path | None = None,
     images: int = IMAGES,
-    model: str = "tiny-fashion",
+    model: str = DEFAULT,
+    size: int | None = None,
     one: Subject | None = None,
 ) -> Table:
     """`images` of each condition, plain and with the training set shielded by each search.
 
-    `data` is the archive (npz) with `x_train`, the pictures that the model was trained on; the
+    `data` is the archive (npz) of the pictures that the model was trained on: with `x_train`, or
+    the tiles of tiny-sprites, of which `size` pictures are made by shifts, flips and colours. The
     smoke size does without and protects pictures of the model's own. Faiss searches as the paper
     runs them: no last word on the finished image.
     """
@@ -59,23 +63,24 @@ def run(
         raise BadInput("give --data: the archive of pictures that the model was trained on.")
     if smoke:
         images, one.conditions = 8, one.conditions[:2]
-    table = Table("protection", f"{one.name}: its training set protected")
+    name = "protection" if one.name == DEFAULT else f"protection-{one.name}"
+    table = Table(name, f"{one.name}: its training set protected")
     with place(work) as folder:
-        pictures = own_pictures(one) if data is None else trained(data)
-        count = len(pictures)
-        store = filled(folder / "set", one.pipe, count, lambda a, b: pictures[a:b], progress)
+        count, pictures = protected(one, data, size)
+        store = filled(folder / "set", one.pipe, count, pictures, progress)
         gallery = Gallery(one, images, folder, progress)
         plain = gallery.draw(PLAIN)
         radius = float(_distances(plain, store).quantile(INSIDE))
         table.add(**row(one, "plain", plain, store, radius))
         found = contenders(store, radius)
-        for title, contender in found:
+        for title, spell, contender in found:
+            progress(f"{title}: the search is made ready")  # which is not counted as sampling
+            spell().correct(plain.images[0, :1])
             drawn = gallery.draw(contender)
             table.add(**row(one, title, drawn, store, radius))
             keep(table)
         progress("the time that each search takes")
-        spells = [spell for _, contender in found if (spell := contender.make(0.0)) is not None]
-        own = milliseconds(one, spells, min(images, PLAIN.batch))
+        own = milliseconds(one, [spell() for _, spell, _ in found], min(images, PLAIN.batch))
         for line, spent in zip(table.rows[1:], own, strict=True):
             line["own ms an image"] = round(spent, 2)
     table.notes.append(
@@ -98,17 +103,19 @@ def run(
     return table
 
 
-def contenders(store: ProtectedSet, radius: float) -> list[tuple[str, Contender]]:
-    """SPELL with each search of Faiss, and with the exact screen."""
+def contenders(
+    store: ProtectedSet, radius: float
+) -> list[tuple[str, Callable[[], Spell], Contender]]:
+    """SPELL with each search of Faiss, and with the exact screen; each is made once."""
 
-    @cache  # an index takes long to make: one for all conditions
-    def spell(search: str, nprobe: int) -> Spell:
-        shields = Shields.protected(store.path, radius, search=search, nprobe=nprobe)
-        return Spell(shields, landing=search == "screen")
+    def one(title: str, search: str, nprobe: int) -> tuple[str, Callable[[], Spell], Contender]:
+        @cache  # an index takes long to make: one for all conditions
+        def spell() -> Spell:
+            shields = Shields.protected(store.path, radius, search=search, nprobe=nprobe)
+            return Spell(shields, landing=search == "screen")
 
-    def one(title: str, search: str, nprobe: int) -> tuple[str, Contender]:
         setting = {"images": len(store), "radius": radius, "search": search, "nprobe": nprobe}
-        return title, Contender("SPELL", setting, lambda unit: spell(search, nprobe))
+        return title, spell, Contender("SPELL", setting, lambda unit: spell())
 
     faiss = [one(f"SPELL, IVFFlat, {cells} cells", "ivfflat", cells) for cells in CELLS]
     return [*faiss, one("SPELL, exact screen", "screen", 1)]
@@ -143,6 +150,21 @@ def row(
         else "",
         "not clear": drawn.unclear if title != "plain" else "",
     }
+
+
+def protected(
+    one: Subject, data: Path | None, size: int | None
+) -> tuple[int, Callable[[int, int], Tensor]]:
+    """How many pictures are protected, and what gives those of some numbers, uint8."""
+    if data is not None and one.name == "tiny-sprites":
+        tiles = training_set.trained(data)
+        count = len(tiles) if size is None else size
+        training_set.changed(tiles, count - 1, count)  # what cannot be made is refused now
+        return count, partial(training_set.changed, tiles)
+    if size is not None:
+        raise BadInput("--size is for --model tiny-sprites with --data: leave it out.")
+    pictures = own_pictures(one) if data is None else trained(data)
+    return len(pictures), lambda start, stop: pictures[start:stop]
 
 
 def _distances(drawn: Drawn, store: ProtectedSet) -> Tensor:

@@ -25,7 +25,7 @@ from shielded.bench.kit.table import Table
 from shielded.bench.kit.work import Made, Work, place
 from shielded.distances import squared_distances
 from shielded.shields.search.faiss_index import FaissIndex
-from shielded.shields.search.kept import Points, load
+from shielded.shields.search.kept import load
 from shielded.shields.search.screen import Found
 from shielded.shields.store import ProtectedSet
 
@@ -249,14 +249,6 @@ def prepare(store: ProtectedSet, method: str, radius: float) -> Any:
             z[start : start + len(block)] = torch.from_numpy(block.astype(np.float32))
             start += len(block)
         return Brute(z, radius)
-    rows = np.concatenate([part.rows for part in store.parts()])
-    address = torch.from_numpy(rows.astype(np.int64))
     kind, _, cells = method.partition(" ")
-    return FaissIndex(
-        blocks,
-        torch.full((len(store),), radius, dtype=torch.float64),
-        store.dim,
-        Points(store, address),
-        kind,
-        int(cells or 1),
-    )
+    radii = torch.full((len(store),), radius, dtype=torch.float64)
+    return FaissIndex(blocks, radii, store.dim, kind, int(cells or 1))

@@ -84,7 +84,11 @@ def bench(
     ] = None,
     runs: Annotated[int | None, typer.Option(min=1, help="Runs, for `diversity`: 5.")] = None,
     size: Annotated[
-        int | None, typer.Option(min=1, help="Of the larger set, for `protected`: 200000.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Of the larger set, for `protected`: 200000; for `protection` of tiny-sprites.",
+        ),
     ] = None,
     batch: Annotated[
         int | None, typer.Option(min=1, help="Images at a time, for `protected`: 16.")

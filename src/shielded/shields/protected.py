@@ -108,9 +108,8 @@ class Protected:
         def blocks() -> Iterator[np.ndarray]:
             return (latents for _, latents in self.set.blocks())
 
-        return FaissIndex(
-            blocks, screen.radius.cpu(), self.set.dim, screen.fetch, self.search, self.nprobe
-        )
+        radius = screen.radius.cpu()
+        return FaissIndex(blocks, radius, self.set.dim, self.search, self.nprobe)
 
     def __repr__(self) -> str:
         own = "" if self.radius is None else f", radius={self.radius}"

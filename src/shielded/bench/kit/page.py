@@ -4,7 +4,7 @@
     python -m shielded.bench.kit.page docs/results
 
 writes docs/results.md: for each bench what it asks, its command, a reading (NAME.reading.md, by
-hand), the table and its figures.
+hand), the table and its figures; then its tables of other models (NAME-MODEL.md), if any.
 """
 
 from __future__ import annotations
@@ -64,9 +64,10 @@ def _section(folder: Path, name: str) -> str:
     told = reading.read_text(encoding="utf-8").strip("\n") if reading.exists() else command
     if command not in told:
         told = f"{command}\n\n{told}"
-    table = (folder / f"{name}.md").read_text(encoding="utf-8").strip()
-    table = table.replace(f"]({name}-", f"]({folder.name}/{name}-")
-    parts = [f"## {first.rstrip('.')}", *([rest.strip()] if rest else []), told, table]
+    others = sorted(folder.glob(f"{name}-*.md"))
+    tables = [path.read_text(encoding="utf-8").strip() for path in (folder / f"{name}.md", *others)]
+    tables = [table.replace(f"]({name}-", f"]({folder.name}/{name}-") for table in tables]
+    parts = [f"## {first.rstrip('.')}", *([rest.strip()] if rest else []), told, *tables]
     return "\n\n".join(parts) + "\n"
 
 

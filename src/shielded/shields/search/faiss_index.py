@@ -39,8 +39,8 @@ class Search(Protocol):
 class FaissIndex:
     """Search (N, D) references with Faiss, on the CPU.
 
-    `blocks` yields the points in order, numpy (n, D); `radius` (N,) float64 is each reference's;
-    `fetch(rows)` returns the points that are measured exactly afterwards.
+    `blocks` yields the points in order, numpy (n, D); `radius` (N,) float64 is each reference's.
+    What is found is measured exactly afterwards: float32 holds what sets store.
     """
 
     def __init__(
@@ -48,7 +48,6 @@ class FaissIndex:
         blocks: Callable[[], Iterable[np.ndarray]],
         radius: Tensor,
         dim: int,
-        fetch: Callable[[Tensor], Tensor],
         kind: str = "ivfflat",
         nprobe: int = 2,
     ):
@@ -56,18 +55,21 @@ class FaissIndex:
             raise BadInput(f"search is {kind!r}: choose one of {', '.join(KINDS)}.")
         if nprobe < 1:
             raise BadInput(f"nprobe is {nprobe}: search one cell at least.")
-        self.radius, self._fetch = radius, fetch
+        self.radius = radius
         self.index = _index(kind, dim, len(radius), nprobe, blocks)
         for block in blocks():
             self.index.add(np.ascontiguousarray(block, dtype=np.float32))
+        if kind == "ivfflat":
+            self.index.make_direct_map()  # where each point lies among the cells
 
     def near(self, x: Tensor) -> Found:
         """Those that Faiss finds within the largest radius, then measured exactly."""
         limit = float(self.radius.max()) if len(self.radius) else 0.0
         queries = np.ascontiguousarray(x.cpu().to(torch.float32).numpy())
         _, _, rows = self.index.range_search(queries, (limit * (1 + ROUNDING)) ** 2)
-        row = torch.from_numpy(np.unique(rows)).to(x.device)
-        z = self._fetch(row.cpu()).to(x.device, torch.float64)
+        rows = np.unique(rows)
+        z = torch.from_numpy(self.index.reconstruct_batch(rows)).to(x.device, torch.float64)
+        row = torch.from_numpy(rows).to(x.device)
         r = self.radius.to(x.device)[row]
         inside = (squared_distances(x, z).sqrt() <= r * (1 + 1e-9)).any(0)
         return Found(row[inside], z[inside])

@@ -28,6 +28,9 @@ __all__ = ["Found", "Screen"]
 
 KNOWN = 128  # so many left to measure are worth a look at what is known
 MANY = 512  # and so many finer sketches
+NUMBERS = (
+    1 << 22
+)  # of points that are measured at once: larger pieces of memory are always new ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,19 +93,34 @@ class Screen:
             row = self._sharper(x, row[unsure], reach)
         if not len(row):
             return Found(row, x[:0])
+        size = max(1, NUMBERS // x.shape[1])
+        hits = [self._hits(x, rough, some, reach, many) for some in row.split(size)]
+        if len(hits) == 1:
+            row, points = hits[0]
+            return Found(row, points.to(torch.float64))
+        row = torch.cat([some for some, _ in hits])
+        z = x.new_empty((len(row), x.shape[1]))
+        for into, (_, points) in zip(z.split([len(some) for some, _ in hits]), hits, strict=True):
+            into.copy_(points)
+        return Found(row, z)
+
+    def _hits(
+        self, x: Tensor, rough: Rough, row: Tensor, reach: float, learn: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Those of the rows (M,) that are within radius + reach of any x (B, D); their points."""
         z = self._memory.points(row)
         d2, off = rough_squares(rough, z)
         r = self.radius[row]
         limit = (r + reach).square()
         low = d2 - off
         hit, maybe = (d2.add_(off) <= limit).any(0), (~(low > limit)).any(0)
-        if many:
+        if learn:
             self._memory.learn(row, low.amin(0).clamp_(min=0).sqrt_().mul_(1 - 1e-6) - up(r))
         unsure = (maybe != hit).nonzero()[:, 0]
         if len(unsure):
             hit[unsure] = self._inside(x, row[unsure], z.points[unsure].to(torch.float64), reach)
-        found = hit.nonzero()[:, 0]  # thousands, maybe: converted once
-        return Found(row[found], z.points[found].to(torch.float64))
+        found = hit.nonzero()[:, 0]
+        return row[found], z.points[found]
 
     def _sharper(self, x: Tensor, row: Tensor, reach: float) -> Tensor:
         """Those of rows (M,) that finer sketches do not rule out, where many would be fetched."""
