@@ -48,7 +48,8 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr("shielded.shields.search.basis.MANY", 1)
     for name, count in {"MANY": 1, "SOON": 32, "LONG": 16, "EACH": 1, "FIRST": 4}.items():
         monkeypatch.setattr(f"shielded.shields.search.closest.{name}", count)
-    monkeypatch.setattr("shielded.shields.search.screen.MANY", 1)
+    for name in ("KNOWN", "MANY"):
+        monkeypatch.setattr(f"shielded.shields.search.screen.{name}", 1)
     generator = torch.Generator().manual_seed(1)
     z = torch.randn(300, 64, generator=generator) * torch.arange(1, 65).float() ** -0.5
     store = ProtectedSet.create(tmp_path / "set", (64,), radius=1.0)

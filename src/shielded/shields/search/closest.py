@@ -43,13 +43,13 @@ class Closest:
         What a list leaves out has a share of 1 + (way to it) / radius at least: it holds the first
         of all if some reference is known to have no larger one. Longer lists need not be read.
         """
-        rough, blurred = Rough.of(x), 2 * blur
+        blurred = 2 * blur
         lists = [
             (near, left - blurred)
             for near, left in self._lists.valid(a, blurred)
             if left == inf or (self._widest and len(near.row))
         ]
-        best = self._guess(lists[0][0], rough, a, blur)
+        best = self._guess(lists[0][0], x, a, blur)
         enough = self._widest * (float(best.max()) - 1)
         near = next(near for near, left in lists if left == inf or left >= enough)
         if len(near.row) > LONG and self._widest:
@@ -59,11 +59,10 @@ class Closest:
         rows, size = [], max(1, PAIRS // len(near.row))
         for start in range(0, len(x), size):
             part = slice(start, start + size)
-            some = Rough(rough.points[part], rough.squares[part])
-            rows.append(self._best(near, x[part], some, a[part], blur, best[part]))
+            rows.append(self._best(near, x[part], a[part], blur, best[part]))
         return torch.cat(rows)
 
-    def _guess(self, near: List, x: Rough, a: Tensor, blur: float) -> Tensor:
+    def _guess(self, near: List, x: Tensor, a: Tensor, blur: float) -> Tensor:
         """(B,) float32: a share that is not below the smallest of all, from a few of a list."""
         if len(near.row) > SOME:
             some = torch.arange(0, len(near.row), -(-len(near.row) // SOME), device=a.device)
@@ -71,16 +70,14 @@ class Closest:
         radius = self._radius[near.row.long()].to(torch.float32)
         share = _share(self._lists.bounds(near, a, blur), radius)
         few = share.topk(min(EACH, len(near.row)), largest=False).indices.unique()
-        _, high = measured(x, self._memory.points(near.row[few].long()))
+        _, high = measured(Rough.of(x), self._memory.points(near.row[few].long()))
         return _share(high, radius[few]).amin(1)
 
-    def _best(
-        self, near: List, x: Tensor, rough: Rough, a: Tensor, blur: float, best: Tensor
-    ) -> Tensor:
+    def _best(self, near: List, x: Tensor, a: Tensor, blur: float, best: Tensor) -> Tensor:
         """The rows of a list with the smallest share, of which best (B,) is no smaller."""
         row, radius = near.row.long(), self._radius[near.row.long()].to(torch.float32)
         share = _share(self._lists.bounds(near, a, blur), radius)
-        race = _Race(rough, self._memory, row, radius, share, best.clone())
+        race = _Race(Rough.of(x), self._memory, row, radius, share, best.clone())
         race.measure(race.leaders())
         left, ratio = race.left()
         if self._finer is not None and len(left) > MANY:

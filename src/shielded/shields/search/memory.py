@@ -22,7 +22,7 @@ __all__ = ["Memory"]
 SOME, HOT = 1 << 24, 1 << 26  # bytes of points: at first; at most
 REGRET = 1 / 8  # of what is kept, that is asked for again once it was let go: more is kept then
 NEVER, LET_GO, TOLD = -1, -2, -3  # no place: not here yet; not any more; not yet, but announced
-BESIDE = 28  # bytes beside a point: its row, square, gap, anchor, and its place
+BESIDE = 24  # bytes beside a point: its row, square, gap and anchor
 EXPECTED = 256  # points are announced at once: of more it is not known which
 
 
@@ -143,5 +143,5 @@ class Memory:
 
 
 def _shrunk(gap: Tensor, way: Tensor | float) -> Tensor:
-    """gap - way, no larger than that: it takes two roundings of float32."""
+    """gap - way, no larger where that is positive, for all that float32 rounds."""
     return gap * (1 - 2.0**-22) - way

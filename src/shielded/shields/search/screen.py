@@ -28,9 +28,7 @@ __all__ = ["Found", "Screen"]
 
 KNOWN = 128  # so many left to measure are worth a look at what is known
 MANY = 512  # and so many finer sketches
-NUMBERS = (
-    1 << 22
-)  # of points that are measured at once: larger pieces of memory are always new ones
+NUMBERS = 1 << 22  # of points that are measured at once: larger memory is never used again
 
 
 @dataclass(frozen=True, slots=True)
