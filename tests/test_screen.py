@@ -16,7 +16,9 @@ from shielded.shields.search.product import (
     Digits,
     Floats,
     Halves,
+    Widened,
     cheapest,
+    multiplied,
     rounded,
     rounded_to_steps,
 )
@@ -140,12 +142,14 @@ def test_the_bound_is_a_bound(seed, d, kind):
     assert bool((gap - blur <= distances(x, z)).all())
     quick, off = basis.query(x)
     assert bool(((quick - a).norm(dim=1) <= off).all())
-    for dtype in DTYPES:
+    for dtype, told in itertools.product(DTYPES, (True, False)):
         sketch = sketch_of(b, dtype, basis.blur(b), basis.spread)
-        low = sketch.bounds(a, float(basis.blur(a).max()))
-        assert bool((low.double() <= distances(x, z)).all())
-        low = sketch.bounds(quick, off)
-        assert bool((low.double() <= distances(x, z)).all())
+        with pytest.MonkeyPatch.context() as patch:  # as this processor would, and as others do
+            patch.setattr("shielded.shields.search.sketch.multiplied", lambda dtype, t=told: t)
+            low = sketch.bounds(a, float(basis.blur(a).max()))
+            assert bool((low.double() <= distances(x, z)).all())
+            low = sketch.bounds(quick, off)
+            assert bool((low.double() <= distances(x, z)).all())
 
 
 @settings(max_examples=60, deadline=None)
@@ -207,31 +211,72 @@ def test_floats_say_what_they_lost(kind, size):
     )
 
 
-def test_what_this_machine_multiplies_fastest(monkeypatch):
-    """Integers where the processor has the instruction; never on a device that has none."""
-    for told, expected in ((True, torch.int8), (False, torch.bfloat16)):
-        about = {"avx512_vnni": told}
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda about=about: about, raising=False)
-        assert cheapest("cpu") == expected
-        assert cheapest("cuda") == torch.bfloat16
+@pytest.mark.parametrize("size", [1e-12, 1.0, 1e12])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
+def test_what_is_put_into_float32_says_what_it_lost(size, dtype):
+    generator = torch.Generator().manual_seed(0)
+    steps = 2.0 ** -(6 * torch.rand(65, generator=generator, dtype=torch.float64))
+    x, z = (
+        size * steps * torch.randn(9, 65, generator=generator, dtype=torch.float64)
+        for _ in range(2)
+    )
+    sketch = sketch_of(z, dtype, steps=steps)
+    times = Widened(x, sketch.steps)
+    product = times(sketch.core).double()
+    if sketch.unit is not None:
+        product = product * sketch.unit.double()
+    moved, square = x.new_tensor(times.moved), x.new_tensor(times.square)
+    room = 2 * (times.off * square.sqrt() + moved)[:, None] * kept(sketch).norm(dim=1) + 1e-36
+    assert bool(((product + 2 * x @ kept(sketch).T).abs() <= room).all())
+    assert bool((moved <= 2.0**-23 * x.norm(dim=1) + 1e-30).all())
+
+
+def test_queries_that_overflow_before_their_unit_rule_nothing_out():
+    """c t u is 1 here, and c t x overflows float32."""
+    steps = torch.ones(4, dtype=torch.float64)
+    z = torch.ones(3, 4, dtype=torch.float64)
+    sketch = sketch_of(z, torch.int8, steps=steps)
+    for x in (1e37 * z[:1], 2e38 * z[:1]):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("shielded.shields.search.sketch.multiplied", lambda dtype: False)
+            assert type(sketch._times(x)) is Widened
+            assert bool((sketch.bounds(x, 0.0) <= 0).all())
+            assert not bool((sketch.margins(x, 0.0, torch.zeros(3)) > 0).any())
+            assert len(sketch.within(x, 0.0, torch.ones(1).double())) == 3
+
+
+def test_what_this_processor_multiplies_as_it_is(monkeypatch):
+    """Integers of 8 bits everywhere but on a device; told by what the processor says of itself."""
+    assert cheapest("cpu") == torch.int8
+    assert cheapest("cuda") == torch.bfloat16
+    about = {}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: about, raising=False)
+    assert not multiplied(torch.int8)
+    assert not multiplied(torch.bfloat16)
+    about["avx512_vnni"] = True
+    assert multiplied(torch.int8) == hasattr(torch, "_int_mm")
+    assert not multiplied(torch.bfloat16)
+    about["avx512_bf16"] = True
+    assert multiplied(torch.bfloat16)
     monkeypatch.delattr(torch.cpu, "get_capabilities")
-    assert cheapest("cpu") == torch.bfloat16
+    assert not multiplied(torch.int8)
 
 
-def test_integers_are_multiplied_without_the_instruction_too(monkeypatch):
-    """As where torch has no product of integers: in float32, with the same bounds."""
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
+def test_with_the_instruction_and_without_bounds_are_as_sharp(dtype, monkeypatch):
     generator = torch.Generator().manual_seed(0)
     a = torch.randn(300, 33, generator=generator, dtype=torch.float64)
     steps = torch.rand(33, generator=generator, dtype=torch.float64) + 0.1
-    sketch = sketch_of(a, torch.int8, steps=steps)
+    sketch = sketch_of(a, dtype, steps=steps)
     x = torch.randn(5, 33, generator=generator, dtype=torch.float64)
-    whole = sketch.bounds(x, 0.0)
-    monkeypatch.delattr(torch, "_int_mm")
-    assert type(sketch._times(x)) is Floats
-    floats = sketch.bounds(x, 0.0)
     true = torch.cdist(x, a, compute_mode="donot_use_mm_for_euclid_dist")
-    assert bool((floats.double() <= true).all())
-    assert torch.allclose(whole, floats, atol=2e-3)
+    found = []
+    for told, kind in ((True, Digits if dtype == torch.int8 else Halves), (False, Widened)):
+        monkeypatch.setattr("shielded.shields.search.sketch.multiplied", lambda dtype, t=told: t)
+        assert type(sketch._times(x)) is kind
+        found.append(sketch.bounds(x, 0.0))
+        assert bool((found[-1].double() <= true).all())
+    assert torch.allclose(*found, atol=2e-3 if dtype == torch.int8 else 5e-2)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

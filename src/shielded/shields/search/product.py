@@ -7,7 +7,8 @@ Sketches are kept in float32, in bfloat16, or as integers of 8 bits, each row in
 
 with steps t_k that all rows share. Then <a_x, a_z> = u_z sum_k (a_xk t_k) c_zk, and with a_xk t_k
 written as g (128 h_k + l_k), two digits of 8 bits, the sums are of integers: a product that is
-exact, and twice as fast as one of bfloat16 where a processor multiplies integers by four.
+exact, and twice as fast as one of bfloat16 where a processor multiplies integers by four. Where it
+does not, they are put into float32 piece by piece: slower, but no slower than what is kept so.
 """
 
 from __future__ import annotations
@@ -20,18 +21,34 @@ from torch.linalg import vector_norm
 
 from shielded.distances import full_precision, roundoff
 
-__all__ = ["Digits", "Floats", "Halves", "cheapest", "rounded", "rounded_to_steps"]
+__all__ = [
+    "Digits",
+    "Floats",
+    "Halves",
+    "Widened",
+    "cheapest",
+    "multiplied",
+    "rounded",
+    "rounded_to_steps",
+]
 
 TOP, BASE = 127, 128  # the largest digit, and what the first counts for
 SMALL, LARGE = 1e-30, 1e38  # units of float32 that can still be multiplied
 LEAST = 2.0**-140  # more than float32 moves what is too small for it
+SUMS = 1e30  # queries so long may overflow before a row's unit makes them small
+FAST = {torch.int8: ("avx512_vnni",), torch.bfloat16: ("avx512_bf16", "amx_bf16")}
 
 
 def cheapest(device: torch.device | str) -> torch.dtype:
     """What sketches are kept in where nothing else is asked for."""
+    return torch.int8 if torch.device(device).type == "cpu" else torch.bfloat16
+
+
+def multiplied(dtype: torch.dtype) -> bool:
+    """Whether this processor multiplies numbers of 8 or 16 bits as they are, and fast."""
     known = getattr(torch.cpu, "get_capabilities", dict)()
-    integers = torch.device(device).type == "cpu" and known.get("avx512_vnni", False)
-    return torch.int8 if integers and hasattr(torch, "_int_mm") else torch.bfloat16
+    there = dtype != torch.int8 or hasattr(torch, "_int_mm")
+    return there and any(known.get(name, False) for name in FAST[dtype])
 
 
 def rounded(a: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
@@ -104,6 +121,32 @@ class Halves(Floats):
         if len(self._products) < count:
             self._products = self._query.new_empty((count, self._query.shape[1]))
         return self._products[:count]
+
+
+class Widened(Floats):
+    """Sketches in bfloat16, or of integers on `steps` (w,): put into float32 piece by piece.
+
+    Of integers the steps are in the query, and what it loses counts by the smallest of them.
+    """
+
+    def __init__(self, a: Tensor, steps: Tensor | None = None):
+        super().__init__(a)
+        self.off = roundoff(a.shape[1] + 8)
+        self._wide = self._room
+        if steps is not None:
+            self._query = (a * steps).to(torch.float32).mul_(-2)
+            lost = LEAST / float(steps.min())
+            longest = [*vector_norm(self._query, dim=1).tolist()]
+            self.moved = [
+                moved * (1 + 2.0**-20) + lost if length < SUMS else math.inf
+                for moved, length in zip(self.moved, longest, strict=True)
+            ]
+
+    def __call__(self, core: Tensor) -> Tensor:
+        """(B, n) float32 without the rows' units, which the next call overwrites."""
+        if len(self._wide) < len(core):
+            self._wide = self._query.new_empty(core.shape)
+        return super().__call__(self._wide[: len(core)].copy_(core))
 
 
 class Digits(Floats):

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from shielded.distances import TINY
-from shielded.shields.search.product import Digits, Floats, Halves
+from shielded.shields.search.product import Digits, Floats, Halves, Widened, multiplied
 
 __all__ = ["Sketch", "up"]
 
 CHUNK = 1 << 18  # bounds of one matrix product: they stay in the cache
+PIECE = 1 << 19  # numbers of sketches that a product takes: as float32 these do too
 FEW = 4096  # rows that are worth float32
 MOST = 3e38  # what is further than float32 can tell is no nearer
 
@@ -109,20 +110,19 @@ class Sketch:
 
     def _times(self, a: Tensor) -> Floats:
         """The queries, as these sketches are multiplied."""
-        here = self.core.device.type == "cpu"
-        if here and self.core.dtype == torch.bfloat16:
-            return Halves(a)
-        if here and self.steps is not None and hasattr(torch, "_int_mm"):
-            return Digits(a, self.steps)
-        return Floats(a)
+        if self.core.dtype == torch.float32:
+            return Floats(a)
+        if self.core.device.type != "cpu" or not multiplied(self.core.dtype):
+            return Widened(a, self.steps)
+        return Halves(a) if self.steps is None else Digits(a, self.steps)
 
     def _sums(self, times: Floats, start: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """start (B,) - 2 v (B, n), for pieces of all rows; each is overwritten by the next."""
-        size, as_kept = max(1, CHUNK // max(1, len(start))), type(times) is not Floats
+        size = max(1, min(CHUNK // max(1, len(start)), PIECE // self.core.shape[1]))
         start = start[:, None]
         for first in range(0, len(self), size):
             part = slice(first, first + size)
-            v = times(self.core[part] if as_kept else self._floats(self.core[part]))
+            v = times(self.core[part])
             if self.unit is None:
                 yield part, v.add_(start)
             else:
