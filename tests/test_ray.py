@@ -110,7 +110,7 @@ def same(source, plain, store):
         assert list(hits.ids) == [ids[k] for k in inside]
         best = source.closest(x, groups, RADIUS)
         nearest = (torch.cdist(x, z) / r).amin(1)
-        share = (torch.cdist(x, best.z) / best.r).amin(1)
+        share = (torch.cdist(x, best.z.double()) / best.r).amin(1)
         assert torch.allclose(share, nearest, rtol=1e-12)
         found += len(inside)
     assert found > 10

@@ -21,6 +21,7 @@ __all__ = [
 ]
 
 TINY = 2.0**-100  # more than what is lost where float32 has no smaller numbers
+PIECE, MANY = 256, 64  # numbers that are added up at once, at least; points that are worth it
 
 
 def squared_distances(x: Tensor, z: Tensor) -> Tensor:
@@ -66,19 +67,43 @@ class Rough(NamedTuple):
     def of(cls, x: Tensor) -> Rough:
         """Of points in any precision."""
         points = x.to(torch.float32)
-        return cls(points, vector_norm(points, dim=1).square_())
+        squares = vector_norm(_pieces(points), dim=2).square_().sum(1, dtype=torch.float64)
+        return cls(points, squares.to(torch.float32))
+
+    def pick(self, some: Tensor) -> Rough:
+        """Of some of them."""
+        return Rough(self.points[some], self.squares[some])
 
 
 def rough_squares(x: Rough, z: Rough) -> tuple[Tensor, Tensor]:
     """|x_b - z_m|^2 (B, M) float32 through one fast product, and what it is off by, at most.
 
-    Rounding loses `roundoff` (|x|^2 + |z|^2) in the product and in the norms. NaN or infinity where
-    float32 overflows, and then also off by infinity: neither a sum nor a difference tells anything.
+    With n numbers to a piece and p of them, a product loses `roundoff` n |x| |z| in its pieces and
+    2 p 2^-24 of that where they are added up, a norm n 2^-24 |x|^2; the points lost 2^-24 of each
+    number before. And 2 |x| |z| <= |x|^2 + |z|^2. NaN or infinity where float32 overflows, and
+    then also off by infinity: neither a sum nor a difference tells anything.
     """
     norms = x.squares[:, None] + z.squares
+    a, b = _pieces(x.points), _pieces(z.points)
+    _, count, length = a.shape
     with full_precision(x.points.device.type):
-        d2 = torch.addmm(norms, x.points, z.points.T, alpha=-2)
-    return d2, norms.mul_(2 * roundoff(x.points.shape[1] + 6)).add_(TINY)
+        if count == 1 or len(b) < MANY:
+            count, length = 1, x.points.shape[1]
+            d2 = torch.addmm(norms, x.points, z.points.T, alpha=-2)
+        else:
+            inner = torch.bmm(a.transpose(0, 1), b.permute(1, 2, 0)).sum(0)
+            d2 = torch.add(norms, inner, alpha=-2)
+    off = roundoff(length + 2 * count + 10) + (a.shape[2] + 10) * 2.0**-24
+    return d2, norms.mul_(off).add_(TINY)
+
+
+def _pieces(points: Tensor) -> Tensor:
+    """Points (M, D) as (M, p, n): sums of few numbers are rounded less, and cost no more."""
+    m, d = points.shape
+    count = max(1, d // PIECE)
+    while d % count:  # pieces of one length: mostly D is a product of small numbers
+        count -= 1
+    return points.reshape(m, count, d // count)
 
 
 def lower_squares(x: Rough, z: Rough) -> Tensor:

@@ -12,69 +12,19 @@ All tensors are float64: distances between latents are small against their norms
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
+from shielded.crowd import Centred, Crowd, Gram
 from shielded.distances import squared_distances
 
-__all__ = ["Centred", "Gram", "escape", "outside_hull", "project", "repel_sum"]
+__all__ = ["escape", "outside_ball", "outside_hull", "project", "repel_sum"]
 
 ROUNDS = 64  # how often a move may meet new shields before straight lines are searched instead
-MOST = 64  # shields that join a move at once, the deepest: of hundreds these clear almost all
+MOST = 16  # shields that join a move at once, the deepest: of hundreds these clear almost all
 LINES = 64  # directions of that search, besides those away from each reference
-
-
-@dataclass(frozen=True, slots=True)
-class Centred:
-    """References about their mean, and what a move needs of them, whoever is moved."""
-
-    points: Tensor  # (M, D), as they were given
-    z: Tensor  # (M, D), about the origin
-    origin: Tensor  # (D,)
-    size: Tensor  # (M,) <z_m, z_m>
-    zz: Tensor | None  # (M, M) <z_m, z_n>; of many references only those of a few are worth it
-
-    @classmethod
-    def of(cls, points: Tensor) -> Centred:
-        """Of references (M, D). Made once, it serves every move: they may be thousands."""
-        origin = points.mean(0) if len(points) else points.new_zeros(points.shape[1])
-        z = points - origin
-        zz = z @ z.T if len(z) <= MOST else None
-        size = vector_norm(z, dim=1).square_() if zz is None else zz.diagonal()
-        return cls(points, z, origin, size, zz)
-
-
-@dataclass(frozen=True, slots=True)
-class Gram:
-    """Inner products of x and z about a common origin, from which all moves follow."""
-
-    x: Tensor  # (B, D), centred
-    about: Centred  # the references
-    xx: Tensor  # (B,) <x_b, x_b>
-    xz: Tensor  # (B, M) <x_b, z_m>
-
-    @classmethod
-    def of(cls, x: Tensor, z: Tensor | Centred) -> Gram:
-        """One product of images x (B, D) with references; of a few, none where these are x."""
-        about = z if isinstance(z, Centred) else Centred.of(z)
-        images = about.z if x is about.points else x - about.origin
-        xz = about.zz if x is about.points and about.zz is not None else images @ about.z.T
-        return cls(images, about, images.square().sum(1), xz)
-
-    def distances(self) -> Tensor:
-        """|x_b - z_m|^2 (B, M); what is not well above its own rounding error is 0."""
-        norms = self.xx[:, None] + self.about.size
-        d2 = norms - 2 * self.xz
-        return torch.where(d2 > 1e-13 * norms, d2, 0.0)
-
-    def rows(self, rows: Tensor) -> Gram:
-        """The same for some of the images."""
-        if len(rows) == len(self.x):
-            return self
-        return Gram(self.x[rows], self.about, self.xx[rows], self.xz[rows])
 
 
 def repel_sum(x: Tensor, z: Tensor, r: Tensor, allowed: Tensor) -> Tensor:
@@ -88,43 +38,71 @@ def repel_sum(x: Tensor, z: Tensor, r: Tensor, allowed: Tensor) -> Tensor:
 
 
 def project(
-    x: Tensor, z: Tensor | Centred, r2: Tensor, allowed: Tensor, spare: Callable[[], Tensor]
+    x: Tensor, z: Tensor | Crowd, r2: Tensor, allowed: Tensor, spare: Callable[[], Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Move each image outside every allowed shield: y (B, D), and near (B, M), all that counted.
 
-    `outside_hull` of the shields that x is inside of, the MOST deepest where there are more; those
-    that y is still or newly inside of join, and the formula is applied again. What the formula
-    cannot clear (as many shields as dimensions) goes to `escape`. An image that is inside no
-    shield comes back unchanged. `spare` gives directions (B, D) and is asked only where an image
-    lies on its references. z is (M, D), or `Centred`, where it serves more than one move.
+    `outside_ball` or `outside_hull` of the shields that x is inside of, the MOST deepest where
+    there are more; those that y is still or newly inside of join, and the formula is applied again.
+    What the formula cannot clear (as many shields as dimensions) goes to `escape`. An image that
+    is inside no shield comes back unchanged. `spare` gives directions (B, D) and is asked only
+    where an image lies on its references. z is (M, D), or a `Crowd`, where it serves more than one
+    move.
     """
-    gram = Gram.of(x, z)
-    z, d2 = gram.about.points, gram.distances()
+    crowd = z if isinstance(z, Crowd) else Crowd(z)
+    d2 = crowd.squares(x, r2, allowed)
     near = allowed & (d2 < r2)
     rows = near.any(1).nonzero()[:, 0]
     if not len(rows):
         return x, near
     y, left = x, _deepest(near, d2, r2)
     for _ in range(ROUNDS):
-        out, d2 = outside_hull(gram.rows(rows), r2, left[rows], lambda rows=rows: spare()[rows])
-        y = out if len(rows) == len(x) else y.index_copy(0, rows, out)
-        entered = allowed[rows] & (d2 < r2 * (1 - 1e-9)) & ~left[rows]
-        lost = d2.isnan().any(1)
+        every = len(rows) == len(x)
+        start, mine = (x, left) if every else (x[rows], left[rows])
+        some, few = crowd.centred(mine)
+        outside = outside_ball if int(mine.sum(1).max()) == 1 else outside_hull
+        out = outside(start, few, r2[some], mine[:, some], lambda rows=rows: spare()[rows])
+        y = out if every else y.index_copy(0, rows, out)
+        others = allowed[rows] & ~mine
+        d2 = crowd.squares(out, r2, others)
+        entered = others & (d2 < r2 * (1 - 1e-9))
+        lost = out.isnan().any(1)
         for b in rows[lost].tolist():
-            y[b] = escape(x[b], z[allowed[b]], r2[allowed[b]])
+            y[b] = _escaped(x[b], crowd, r2, allowed[b])
         near[rows] |= entered
         left[rows] |= _deepest(entered, d2, r2)
         rows = rows[entered.any(1) & ~lost]
         if not len(rows):
             return y, near
     for b in rows.tolist():
-        y[b] = escape(x[b], z[allowed[b]], r2[allowed[b]])
+        y[b] = _escaped(x[b], crowd, r2, allowed[b])
     return y, near
 
 
+def outside_ball(
+    x: Tensor, about: Centred, r2: Tensor, near: Tensor, spare: Callable[[], Tensor]
+) -> Tensor:
+    """Move x away from its one near reference z to the surface of its shield: Eq. 5.
+
+        y = z + t w,   w = (x - z) / |x - z|,   t^2 = max(r^2, |x - z|^2)
+
+    Where x lies on z, w is the direction of `spare()` (B, D), and NaN if that has none.
+    """
+    m = near.to(torch.int8).argmax(1)
+    x, z = x - about.origin, about.z[m]
+    w, length = x - z, about.zz.diagonal()[m, None].sqrt()
+    size = vector_norm(w, dim=1, keepdim=True)
+    flat = size <= 1e-9 * (vector_norm(x, dim=1, keepdim=True) + length)
+    w.div_(size)
+    if bool(flat.any()):
+        w = torch.where(flat, _orthogonal(spare(), torch.zeros_like), w)
+    t = torch.maximum(r2[m, None].clamp(min=0).sqrt(), torch.where(flat, 0.0, size))
+    return w.mul_(t).add_(z).add_(about.origin)
+
+
 def outside_hull(
-    gram: Gram, r2: Tensor, near: Tensor, spare: Callable[[], Tensor]
-) -> tuple[Tensor, Tensor]:
+    x: Tensor, about: Centred, r2: Tensor, near: Tensor, spare: Callable[[], Tensor]
+) -> Tensor:
     """Move x orthogonally to its near references until it is outside all their shields.
 
     With A = {m: near[b, m]}, p the projection of x on the affine hull of {z_m: m in A} and
@@ -132,19 +110,13 @@ def outside_hull(
 
         y = p + t w,   t^2 = max_{m in A} (r_m^2 - |p - z_m|^2),   |y - z_m|^2 = |p - z_m|^2 + t^2.
 
-    For a single shield this is Eq. 5 with delta = y - x. Where x lies on the hull, w is
+    For a single shield this is `outside_ball`. Where x lies on the hull, w is
     `spare()` (B, D) made orthogonal to it; where no direction is orthogonal to the hull the row
     is NaN. r2 may be negative. Each row needs one near shield at least. The cost is one K x K
-    solve a row on the Gram matrix, K = max |A|: nothing of size D is factorised.
-
-    Returns y (B, D) and its squared distances (B, M) to all references.
+    solve a row on the Gram matrix, K = max |A|: nothing of size D is factorised. Returns y (B, D).
     """
-    x, xz, every = gram.x, gram.xz, gram.about
-    z, zz, zsize = every.z, every.zz, every.size
-    if zz is None:
-        some = near.any(0).nonzero()[:, 0]
-        z, zsize, xz, r2, near = z[some], zsize[some], xz[:, some], r2[some], near[:, some]
-        zz = z @ z.T
+    gram = Gram.of(x, about)
+    x, xz, z, zz = gram.x, gram.xz, about.z, about.zz
     index, valid = _indices(near)  # (B, K)
     base = index[:, :1]  # z_a, the first near reference of each row
     solve = _projector(zz, index, valid)
@@ -165,12 +137,10 @@ def outside_hull(
     w.div_(size)
     if bool(flat.any()):
         w = torch.where(flat, _orthogonal(spare(), lambda v: along_hull(v @ z.T) @ z), w)
-    d2 = (pp + zsize - 2 * pz).clamp_(min=0)  # |p - z_m|^2
+    d2 = (pp + zz.diagonal() - 2 * pz).clamp_(min=0)  # |p - z_m|^2
     t = torch.where(near, r2 - d2, -torch.inf).amax(1, keepdim=True).clamp(min=0).sqrt()
     t = torch.maximum(t, torch.where(flat, 0.0, size))
-    y = p.add_(w.mul_(t))
-    d2 = y.square().sum(1, keepdim=True) + every.size - 2 * (y @ every.z.T)
-    return y.add_(every.origin), d2
+    return p.add_(w.mul_(t)).add_(about.origin)
 
 
 def escape(x: Tensor, z: Tensor, r2: Tensor, targets: Tensor | None = None) -> Tensor:
@@ -202,6 +172,11 @@ def escape(x: Tensor, z: Tensor, r2: Tensor, targets: Tensor | None = None) -> T
         return torch.full_like(x, torch.nan)
     best = length.argmin()
     return x + s[best] * u[best]
+
+
+def _escaped(x: Tensor, crowd: Crowd, r2: Tensor, allowed: Tensor) -> Tensor:
+    """`escape` of one image (D,) from the references that are allowed (M,) for it."""
+    return escape(x, crowd.points(allowed.nonzero()[:, 0]), r2[allowed])
 
 
 def fixed_directions(count: int, like: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from shielded.errors import BadInput, ShieldedError
 from shielded.guidance import Guidance, Shift, Step, finite, flat
 from shielded.landing import Landing, land
 from shielded.pull import pulled
-from shielded.repel import Centred, fixed_directions, project, repel_sum
+from shielded.repel import fixed_directions, project, repel_sum
 from shielded.shields import Field, Shields
 from shielded.shields.shields import check_radius
 from shielded.spaces.semantic import Semantic
@@ -154,7 +154,7 @@ class Spell(Guidance):
         if self.overlap == "sum":
             y, near = _summed(x, field, spare)
             return y if box is None else y.clamp(*box), near
-        z, r, allowed = Centred.of(field.z), field.r, field.allowed
+        z, r, allowed = field.crowd, field.r, field.allowed
 
         def leave(x: Tensor) -> tuple[Tensor, Tensor]:
             y, near = project(x, z, r**2, allowed, spare)
@@ -169,7 +169,7 @@ class Spell(Guidance):
             new_z, new_r, new_allowed = field.entered(y, groups)
             if not len(new_r):
                 break
-            z, r = Centred.of(torch.cat([z.points, new_z])), torch.cat([r, new_r])
+            z, r = z.joined(new_z), torch.cat([r, new_r])
             allowed = torch.cat([allowed, new_allowed], 1)
         return y if box is None else _boxed(y, box, lambda y: leave(y)[0]), near
 

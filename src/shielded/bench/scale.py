@@ -23,7 +23,7 @@ from torch import Tensor
 from shielded.bench.kit.memory import apart, peak
 from shielded.bench.kit.table import Table
 from shielded.bench.kit.work import Made, Work, place
-from shielded.distances import squared_distances
+from shielded.distances import Rough, squared_distances
 from shielded.shields.search.faiss_index import FaissIndex
 from shielded.shields.search.kept import load
 from shielded.shields.search.screen import Found
@@ -199,7 +199,7 @@ class Brute:
         row = maybe.any(0).nonzero()[:, 0]
         z = self.z[row].double()
         inside = (squared_distances(x, z).sqrt() <= self.radius).any(0)
-        return Found(row[inside], z[inside])
+        return Found(row[inside], Rough.of(z[inside]))
 
     def __post_init__(self) -> None:
         self.square = self.z.square().sum(1)

@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from shielded.crowd import Crowd
 from shielded.distances import Rough, lower_squares, squared_distances
 
 
@@ -18,9 +19,10 @@ from shielded.distances import Rough, lower_squares, squared_distances
 class References:
     """References of one source: z (M, D), who has to keep away (B, M), ids, radii.
 
-    `r` (M,) is None where all have the radius that was asked for. `whole` tells that no reference
-    was left out, however far an image may move. `measured`, that all are near some x, as far as
-    float64 tells. `rough` is z in float32, where that is kept.
+    z is in any precision that is exact for it. `r` (M,) is None where all have the radius that was
+    asked for. `whole` tells that no reference was left out, however far an image may move.
+    `measured`, that all are near some x, as far as float64 tells. `rough` is z in float32, where
+    that is kept. `row` (M,) is where the source finds them again, ascending.
     """
 
     z: Tensor
@@ -30,6 +32,7 @@ class References:
     r: Tensor | None = None
     rough: Rough | None = None
     measured: bool = False
+    row: Tensor | None = None
 
 
 class Source(Protocol):
@@ -50,10 +53,16 @@ class Source(Protocol):
         """Of one reference as it was given, or None where any fits."""
         ...
 
-    def references(self, x: Tensor, groups: Sequence[Hashable], radius: float) -> References:
+    def references(
+        self,
+        x: Tensor,
+        groups: Sequence[Hashable],
+        radius: float,
+        known: References | None = None,
+    ) -> References:
         """All references within their radius of any x (B, D), float64, and maybe more.
 
-        `radius` is for references without their own.
+        `radius` is for references without their own. Those that are `known` may be left out.
         """
         ...
 
@@ -63,7 +72,7 @@ class Source(Protocol):
 
 
 class Field:
-    """Shields z (M, D) float64, r (M,), allowed (B, M), and where each comes from.
+    """Shields z (M, D), r (M,), allowed (B, M), and where each comes from.
 
     `parts` are a source, the radius of its references without their own, and them. They are joined
     when they are asked for: mostly `may_hold` already says that nothing is near.
@@ -95,6 +104,14 @@ class Field:
         """(M, D) float64; x itself where the batch is all there is: no copy."""
         z = [part.z.to(self.like) for _, _, part in self.parts]
         return z[0] if len(z) == 1 else torch.cat([self.like, *z])
+
+    @property
+    def crowd(self) -> Crowd:
+        """The same references, for moves away from them."""
+        if not self.parts:
+            return Crowd(self.like)
+        parts = [part for _, _, part in self.parts]
+        return Crowd(*(part.z for part in parts), rough=[part.rough for part in parts])
 
     @cached_property
     def r(self) -> Tensor:
@@ -134,8 +151,8 @@ class Field:
 
         y has left all that this field holds: so only sources that are not `whole` are asked again.
         """
-        asked = [(source, r) for source, r, part in self.parts if not part.whole]
-        rest = Field(y, [(source, r, source.references(y, groups, r)) for source, r in asked])
+        asked = [(source, r, part) for source, r, part in self.parts if not part.whole]
+        rest = Field(y, [(one, r, one.references(y, groups, r, part)) for one, r, part in asked])
         inside = rest.allowed & (squared_distances(y, rest.z) < rest.r**2 * (1 - 1e-9))
         new = inside.any(0)
         return rest.z[new], rest.r[new], rest.allowed[:, new]

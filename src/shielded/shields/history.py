@@ -66,19 +66,25 @@ class History:
         self.groups = [*self.groups, *groups]
         self._chosen = None
 
-    def references(self, x: Tensor, groups: Sequence[Hashable], radius: float) -> References:
+    def references(
+        self,
+        x: Tensor,
+        groups: Sequence[Hashable],
+        radius: float,
+        known: References | None = None,
+    ) -> References:
         """The remembered images of the groups in this batch, or those that may be near."""
         mine, z, rough = self._of(groups, x)
         whole = len(mine) < SCREEN
         if not whole:
             keep = within(x, rough, radius).nonzero()[:, 0].tolist()
             mine, z, rough = [mine[k] for k in keep], z[keep], None
-        return References(z.to(x), self._allowed(groups, mine, x), mine, whole, rough=rough)
+        return References(z.to(x.device), self._allowed(groups, mine, x), mine, whole, rough=rough)
 
     def closest(self, x: Tensor, groups: Sequence[Hashable], radius: float) -> References:
         """All remembered images of the groups in this batch."""
         mine, z, rough = self._of(groups, x)
-        return References(z.to(x), self._allowed(groups, mine, x), mine, rough=rough)
+        return References(z.to(x.device), self._allowed(groups, mine, x), mine, rough=rough)
 
     def _of(self, groups: Sequence[Hashable], x: Tensor) -> tuple[list[int], Tensor, Rough]:
         """Places of the images of these groups, and them (N, D): few in float64; kept till next."""

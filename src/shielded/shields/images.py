@@ -37,19 +37,25 @@ class Images:
         self.ids = range(len(latents)) if ids is None else list(ids)
         self._keep(latents.detach().flatten(1).to("cpu"))
 
-    def references(self, x: Tensor, groups: Sequence[Hashable], radius: float) -> References:
+    def references(
+        self,
+        x: Tensor,
+        groups: Sequence[Hashable],
+        radius: float,
+        known: References | None = None,
+    ) -> References:
         """All references, or with many of them those that a float32 bound cannot rule out."""
         if len(self.ids) < SCREEN:
             return self.closest(x, groups, radius)
         self._go(x.device)
         keep = within(x, self.rough, radius).nonzero()[:, 0].tolist()
         ids = [self.ids[k] for k in keep]
-        return References(self.latents[keep].to(x), _all(x, len(ids)), ids, whole=False)
+        return References(self.latents[keep], _all(x, len(ids)), ids, whole=False)
 
     def closest(self, x: Tensor, groups: Sequence[Hashable], radius: float) -> References:
         """All references."""
         self._go(x.device)
-        return References(self.latents.to(x), _all(x, len(self.ids)), self.ids, rough=self.rough)
+        return References(self.latents, _all(x, len(self.ids)), self.ids, rough=self.rough)
 
     def _keep(self, latents: Tensor) -> None:
         """A small set is kept as it is used; a large one in float32, and converted where near."""

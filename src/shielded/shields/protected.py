@@ -71,12 +71,19 @@ class Protected:
         if self.set.refresh():
             self._made = None
 
-    def references(self, x: Tensor, groups: Sequence[Hashable], radius: float) -> References:
-        """Those within their radius of any x, measured exactly."""
+    def references(
+        self,
+        x: Tensor,
+        groups: Sequence[Hashable],
+        radius: float,
+        known: References | None = None,
+    ) -> References:
+        """Those within their radius of any x, measured exactly; of the `known` none."""
         if self._shards is not None:
             return self._shields(x, self._shards.near(x, radius), measured=True)
         screen, search, address = self._searches(radius, x.device)
-        return self._shields(x, Hits.of(search.near(x), screen, address), measured=True)
+        found = search.near(x, but=None if known is None else known.row)
+        return self._shields(x, Hits.of(found, screen, address), measured=True)
 
     def closest(self, x: Tensor, groups: Sequence[Hashable], radius: float) -> References:
         """For each x the one with the smallest distance / radius, by the screen."""
@@ -93,7 +100,16 @@ class Protected:
     def _shields(self, x: Tensor, hits: Hits, measured: bool = False) -> References:
         everyone = torch.ones((len(x), len(hits.z)), dtype=torch.bool, device=x.device)
         ids = _Ids(self.set, hits.address)
-        return References(hits.z, everyone, ids, whole=False, r=hits.r, measured=measured)
+        return References(
+            hits.z,
+            everyone,
+            ids,
+            whole=False,
+            r=hits.r,
+            rough=hits.rough,
+            measured=measured,
+            row=hits.row,
+        )
 
     def _searches(self, radius: float, device: torch.device) -> tuple[Screen, Search, Tensor]:
         """The screen of this version, the search, and the row addresses (N,) of their rows."""

@@ -17,11 +17,14 @@ LEAST = 1e-18  # more than float32 loses where it has no smaller numbers
 
 
 class Anchors:
-    """The queries (B, D) of the last calls, in float32; `last` is the place of the newest."""
+    """The queries (B, D) of the last calls, in float32. Call c is at place c % ANCHORS.
+
+    `calls` is the number of the last; those before the first have one too.
+    """
 
     def __init__(self) -> None:
         self._at = torch.empty(0)  # (ANCHORS, B, D)
-        self.last = 0
+        self.calls = ANCHORS
 
     def ways(self, x: Rough) -> list[float]:
         """How far queries x (B, D) are from each anchor: none of them is further from its own."""
@@ -34,10 +37,9 @@ class Anchors:
         share = 1 + (x.points.shape[1] + 16) * 2.0**-24
         return [length * share + off if length < inf else inf for length in lengths]
 
-    def move(self, x: Rough) -> int:
-        """Move the oldest anchor to queries x (B, D); which it is."""
+    def move(self, x: Rough) -> None:
+        """Move the oldest anchor to queries x (B, D)."""
         if self._at.shape[1:] != x.points.shape:
             self._at = x.points.new_full((ANCHORS, *x.points.shape), inf)
-        self.last = (self.last + 1) % ANCHORS
-        self._at[self.last] = x.points
-        return self.last
+        self.calls += 1
+        self._at[self.calls % ANCHORS] = x.points

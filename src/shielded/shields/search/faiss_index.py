@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shielded.distances import squared_distances
+from shielded.distances import Rough, squared_distances
 from shielded.errors import BadInput, MissingExtra
 from shielded.shields.search.screen import Found
 
@@ -31,8 +31,8 @@ ROUNDING = 1e-5  # relative: Faiss measures in float32
 class Search(Protocol):
     """Anything that finds references near points: the screen, or an index of another library."""
 
-    def near(self, x: Tensor) -> Found:
-        """References within their radius of any x (B, D), float64."""
+    def near(self, x: Tensor, *, but: Tensor | None = None) -> Found:
+        """References within their radius of any x (B, D), float64, but for some rows (K,)."""
         ...
 
 
@@ -62,17 +62,19 @@ class FaissIndex:
         if kind == "ivfflat":
             self.index.make_direct_map()  # where each point lies among the cells
 
-    def near(self, x: Tensor) -> Found:
+    def near(self, x: Tensor, *, but: Tensor | None = None) -> Found:
         """Those that Faiss finds within the largest radius, then measured exactly."""
         limit = float(self.radius.max()) if len(self.radius) else 0.0
         queries = np.ascontiguousarray(x.cpu().to(torch.float32).numpy())
         _, _, rows = self.index.range_search(queries, (limit * (1 + ROUNDING)) ** 2)
         rows = np.unique(rows)
-        z = torch.from_numpy(self.index.reconstruct_batch(rows)).to(x.device, torch.float64)
+        if but is not None:
+            rows = np.setdiff1d(rows, but.cpu().numpy(), assume_unique=True)
+        z = Rough.of(torch.from_numpy(self.index.reconstruct_batch(rows)).to(x.device))
         row = torch.from_numpy(rows).to(x.device)
         r = self.radius.to(x.device)[row]
-        inside = (squared_distances(x, z).sqrt() <= r * (1 + 1e-9)).any(0)
-        return Found(row[inside], z[inside])
+        inside = (squared_distances(x, z.points.double()).sqrt() <= r * (1 + 1e-9)).any(0)
+        return Found(row[inside], z.pick(inside))
 
 
 def _index(

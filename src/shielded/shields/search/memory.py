@@ -1,33 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a search remembers: points that it fetched, and how far queries were from them.
-
-    |x - z| >= |y - z| - |x - y|                                                            (3)
-
-A reference that is outside its shield by a gap, for all queries y of a call, is so by the gap less
-the way from there, for the queries x of a later one.
-"""
+"""The points that a search fetched last."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, inf
+from torch import Tensor
 
 from shielded.distances import Rough
-from shielded.shields.search.anchors import Anchors
 
 __all__ = ["Memory"]
 
 SOME, HOT = 1 << 24, 1 << 26  # bytes of points: at first; at most
 REGRET = 1 / 8  # of what is kept, that is asked for again once it was let go: more is kept then
 NEVER, LET_GO, TOLD = -1, -2, -3  # no place: not here yet; not any more; not yet, but announced
-BESIDE = 24  # bytes beside a point: its row, square, gap and anchor
+BESIDE = 12  # bytes beside a point: its row and its square
 EXPECTED = 256  # points are announced at once: of more it is not known which
 
 
 class Memory:
-    """The points of a set (N, D) that were fetched last; what is known of their distances."""
+    """The points of a set (N, D) that were fetched last."""
 
     def __init__(
         self,
@@ -42,10 +35,6 @@ class Memory:
         self._none = like.new_zeros((0, len(like)), dtype=torch.float32)
         self._z, self._square = self._none, self._none[:, 0]  # (P, D), and their squared norms
         self._new, self._again = 0, 0  # how many points came in; of these, how many once more
-        self._anchors = Anchors()
-        # Of each place the gap, and at which anchor; the last ones are for what has no place.
-        self._gap = torch.full((-TOLD,), -inf, device=like.device)
-        self._anchor = torch.zeros(-TOLD, dtype=torch.long, device=like.device)
 
     def points(self, row: Tensor) -> Rough:
         """The points (M, D) of rows; those that are not here are fetched, as float32 holds them."""
@@ -84,30 +73,6 @@ class Memory:
         """(M,) bool: which of the rows are in memory; the others would have to be fetched."""
         return self._place[row] >= 0
 
-    def gaps(self, x: Rough, row: Tensor) -> Tensor:
-        """(M,) float32: how far outside the shields of rows queries x (B, D) are at least, by (3).
-
-        -inf where nothing is known. What is learned next is learned of these queries.
-        """
-        place = self._place[row].long()  # below 0: from the end
-        ways = self._anchors.ways(x)
-        gap = _shrunk(self._gap[place], self._gap.new_tensor(ways)[self._anchor[place]])
-        # The oldest anchor comes to x: what was learned there stays true, less the way.
-        moved = self._anchors.move(x)
-        there = self._anchor == moved
-        self._gap = torch.where(there, _shrunk(self._gap, ways[moved]), self._gap)
-        return gap
-
-    def learn(self, row: Tensor, gap: Tensor) -> None:
-        """The queries that were asked about last are outside the shields of rows (M,) by gaps (M,).
-
-        A gap that is not a number, or is infinite, is not known.
-        """
-        place = self._place[row].long()
-        kept = (place >= 0).nonzero()[:, 0]
-        self._anchor[place[kept]] = self._anchors.last
-        self._gap[place[kept]] = gap[kept].nan_to_num_(nan=-inf, posinf=-inf)
-
     def _keep(self, row: Tensor, z: Tensor, square: Tensor) -> None:
         """Put points where the oldest are."""
         room = len(self._row)
@@ -118,30 +83,21 @@ class Memory:
         self._place[old[old >= 0]] = LET_GO
         self._place[row] = place.int()
         self._row[place], self._z[place], self._square[place] = row, z, square
-        self._gap[place] = -inf
 
     def _make_room(self, like: Tensor, size: int) -> None:
         """Room for `size` bytes, HOT at most; what is here stays."""
         count = min(max(1, min(size, HOT) // self._bytes(like)), len(self._place))
         used = min(self._new, len(self._row))
         at = torch.arange(self._new - used, self._new, device=like.device) % max(used, 1)
-        kept = self._row[at], self._z[:used], self._square[at], self._gap[at], self._anchor[at]
+        row, z, square = self._row[at], self._z[:used], self._square[at]
         self._row = torch.full((count,), -1, dtype=torch.long, device=like.device)
         self._z = like.new_empty((count, like.shape[1]))
         self._square = self._square.new_zeros(count)
-        self._gap = self._gap.new_full((count - TOLD,), -inf)
-        self._anchor = self._anchor.new_zeros(count - TOLD)
         if used:
-            self._row[:used], self._z[:used], self._square[:used] = kept[0], kept[1][at], kept[2]
-            self._gap[:used], self._anchor[:used] = kept[3], kept[4]
-            self._place[kept[0]] = torch.arange(used, dtype=torch.int32, device=like.device)
+            self._row[:used], self._z[:used], self._square[:used] = row, z[at], square
+            self._place[row] = torch.arange(used, dtype=torch.int32, device=like.device)
         self._new, self._again = used, 0
 
     def _bytes(self, like: Tensor) -> int:
-        """What a point takes, with what is known of it."""
+        """What a point takes, with what is kept beside it."""
         return like[0].nbytes + BESIDE
-
-
-def _shrunk(gap: Tensor, way: Tensor | float) -> Tensor:
-    """gap - way, no larger where that is positive, for all that float32 rounds."""
-    return gap * (1 - 2.0**-22) - way

@@ -60,11 +60,12 @@ class Near:
         # The screen measures by a product, which is off by up to D roundings of such squares.
         size = float(vector_norm(x - screen.basis.mean, dim=1).max() + screen.radius.max()) + reach
         near = screen.near(x, reach + 1e-5 * size)
-        distance = torch.cdist(x, near.z, compute_mode="donot_use_mm_for_euclid_dist")
+        z = near.z.to(torch.float64)
+        distance = torch.cdist(x, z, compute_mode="donot_use_mm_for_euclid_dist")
         inside = distance <= (screen.radius[near.row] if radius is None else radius)
         used = inside.any(0).nonzero()[:, 0]
         labels = self.store.labels(address[near.row[used].cpu()].numpy())
-        points = near.z[used].reshape(-1, *self.store.shape)
+        points = z[used].reshape(-1, *self.store.shape)
         return [
             Hit(start + b, labels[k].id, points[k], float(distance[b, used[k]]))
             for b, k in inside[:, used].nonzero().tolist()

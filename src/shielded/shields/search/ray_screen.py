@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from shielded import cluster
+from shielded.distances import Rough
 from shielded.errors import BadInput, Lost
 from shielded.shields.search.hits import Hits
 from shielded.shields.search.kept import basis_of, load
@@ -90,7 +91,7 @@ class RayScreen:
             torch.from_numpy(np.concatenate(column)) for column in zip(none, *answers, strict=True)
         )
         address, order = address.sort()
-        return Hits(address, z[order].to(x.device, torch.float64), r[order].to(x.device))
+        return Hits(address, Rough.of(z[order].to(x.device)), r[order].to(x.device))
 
 
 class Shard:

@@ -3,7 +3,8 @@
 
 Sieves, none of which can lose a reference. The sketch (sketch.py) says how far each is at least,
 and lists of the nearest (lists.py) say which sketches need not be read. Where many are left, what
-was measured before (known.py) says which of them need not be again; the rest are, in float32 with
+is known from calls before (gaps.py) says which of them need not be measured, and finer sketches
+(finer.py) which of those that would have to be fetched. The rest are measured, in float32 with
 bounds, and in float64 where these do not tell.
 """
 
@@ -19,6 +20,7 @@ from shielded.distances import Rough, rough_squares, squared_distances
 from shielded.shields.search.basis import Basis
 from shielded.shields.search.closest import Closest
 from shielded.shields.search.finer import Finer
+from shielded.shields.search.gaps import Gaps
 from shielded.shields.search.lists import Lists
 from shielded.shields.search.memory import Memory
 from shielded.shields.search.sketch import Sketch, up
@@ -33,10 +35,15 @@ NUMBERS = 1 << 22  # of points that are measured at once: larger memory is never
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Rows (M,) of the set that were found, and their points z (M, D) in float64."""
+    """Rows (M,) of the set that were found, ascending, and their points, which float32 holds."""
 
     row: Tensor
-    z: Tensor
+    rough: Rough
+
+    @property
+    def z(self) -> Tensor:
+        """(M, D) float32."""
+        return self.rough.points
 
 
 class Screen:
@@ -61,6 +68,7 @@ class Screen:
         self._widest = float(radius.max()) if len(radius) else 0.0
         self._lists = Lists(sketch, up(radius + sketch.lost))
         self._memory = Memory(fetch, len(sketch), basis.mean, announce)
+        self._gaps = Gaps(len(sketch), basis.mean)
         self._closest = Closest(self._lists, self._memory, radius, finer)
 
     @property
@@ -68,10 +76,16 @@ class Screen:
         """How many sketches were read, in units of all that there are."""
         return self._lists.read / max(len(self.radius), 1)
 
-    def near(self, x: Tensor, reach: float = 0.0) -> Found:
-        """All references within radius + reach of any x (B, D), float64."""
+    def near(self, x: Tensor, reach: float = 0.0, but: Tensor | None = None) -> Found:
+        """All references within radius + reach of any x (B, D), float64.
+
+        But for some rows (K,), ascending, that are known.
+        """
         a, blur = self.basis.query(x)
         row, soon = self._lists.near(a, blur, reach)
+        if but is not None and len(but):
+            at = torch.searchsorted(but, row).clamp_(max=len(but) - 1)
+            row = row[but[at] != row]
         found = self._measured(x, row, reach)
         self._memory.expect(soon)  # after what is needed now
         return found
@@ -79,33 +93,27 @@ class Screen:
     def closest(self, x: Tensor) -> Found:
         """For each x (B, D) the reference with the smallest distance / radius, and maybe others."""
         if not len(self.radius):
-            return Found(x.new_zeros(0, dtype=torch.long), x[:0])
+            return Found(x.new_zeros(0, dtype=torch.long), Rough.of(x[:0]))
         row = self._closest(x, *self.basis.query(x)).unique()
-        return Found(row, self._memory.points(row).points.to(torch.float64))
+        return Found(row, self._memory.points(row))
 
     def _measured(self, x: Tensor, row: Tensor, reach: float) -> Found:
         """Those of the rows (M,) that are within radius + reach of any x (B, D)."""
         many, rough = len(row) > KNOWN, Rough.of(x)
         if many:
-            unsure = ~(self._memory.gaps(rough, row) > reach * (1 + 1e-6))
+            unsure = ~(self._gaps.of(rough, row) > reach * (1 + 1e-6))
             row = self._sharper(x, row[unsure], reach)
         if not len(row):
-            return Found(row, x[:0])
+            return Found(row, Rough.of(x[:0]))
         size = max(1, NUMBERS // x.shape[1])
         hits = [self._hits(x, rough, some, reach, many) for some in row.split(size)]
         if len(hits) == 1:
-            row, points = hits[0]
-            return Found(row, points.to(torch.float64))
-        row = torch.cat([some for some, _ in hits])
-        z = x.new_empty((len(row), x.shape[1]))
-        for into, (_, points) in zip(z.split([len(some) for some, _ in hits]), hits, strict=True):
-            into.copy_(points)
-        return Found(row, z)
+            return hits[0]
+        parts = zip(*(found.rough for found in hits), strict=True)
+        return Found(torch.cat([found.row for found in hits]), Rough(*map(torch.cat, parts)))
 
-    def _hits(
-        self, x: Tensor, rough: Rough, row: Tensor, reach: float, learn: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Those of the rows (M,) that are within radius + reach of any x (B, D); their points."""
+    def _hits(self, x: Tensor, rough: Rough, row: Tensor, reach: float, learn: bool) -> Found:
+        """Those of the rows (M,) that are within radius + reach of any x (B, D)."""
         z = self._memory.points(row)
         d2, off = rough_squares(rough, z)
         r = self.radius[row]
@@ -113,12 +121,12 @@ class Screen:
         low = d2 - off
         hit, maybe = (d2.add_(off) <= limit).any(0), (~(low > limit)).any(0)
         if learn:
-            self._memory.learn(row, low.amin(0).clamp_(min=0).sqrt_().mul_(1 - 1e-6) - up(r))
+            self._gaps.learn(row, low.amin(0).clamp_(min=0).sqrt_().mul_(1 - 1e-6) - up(r))
         unsure = (maybe != hit).nonzero()[:, 0]
         if len(unsure):
             hit[unsure] = self._inside(x, row[unsure], z.points[unsure].to(torch.float64), reach)
         found = hit.nonzero()[:, 0]
-        return row[found], z.points[found]
+        return Found(row[found], z.pick(found))
 
     def _sharper(self, x: Tensor, row: Tensor, reach: float) -> Tensor:
         """Those of rows (M,) that finer sketches do not rule out, where many would be fetched."""
@@ -128,9 +136,11 @@ class Screen:
         away = (~maybe).nonzero()[:, 0]
         if len(away) <= MANY:
             return row
-        wide = up(self.radius[row[away]] + reach)
+        wide = up(self.radius[row[away]])
         bounds = self.finer.bounds(self.finer.query(x), row[away])
-        maybe[away] = (~(bounds > wide)).any(0)
+        gap = bounds.amin(0).mul_(1 - 1e-6) - wide
+        self._gaps.learn(row[away], gap)
+        maybe[away] = ~(gap > reach * (1 + 1e-6))  # NaN is not sure
         return row[maybe]
 
     def _inside(self, x: Tensor, row: Tensor, z: Tensor, reach: float) -> Tensor:
