@@ -127,6 +127,28 @@ def test_all_within_reach_by_finer_sketches_are_all(folder):
         assert read[0] < read[1]
 
 
+def test_what_finer_sketches_ruled_out_is_known_at_the_next_call(folder):
+    """From near by they are asked about fewer, and none that is near is lost."""
+    generator = torch.Generator().manual_seed(3)
+    z = points(folder)
+    x = z[::60].double() + 0.2 * torch.randn(5, 64, generator=generator)
+    radius, asked = float(distances(x, z).quantile(0.02)), []
+    screen = load(folder, radius)[0]
+    bounds = screen.finer.bounds
+
+    def counted(query, row):
+        asked[-1] += len(row)
+        return bounds(query, row)
+
+    screen.finer.bounds = counted
+    for step in range(4):
+        asked.append(0)
+        y = x + 1e-3 * step
+        row = screen.near(y).row
+        assert row.tolist() == (distances(y, z) <= radius).any(0).nonzero()[:, 0].tolist()
+    assert asked[0] > 4 * max(asked[1:])
+
+
 def test_finer_sketches_are_made_only_where_they_are_kept_and_pay(folder, monkeypatch):
     keep = ProtectedSet.keep
 

@@ -209,6 +209,19 @@ def test_faiss_finds_what_the_screen_finds(store, search):
     assert bool(inside.any())
 
 
+def test_a_search_leaves_out_what_is_known(store):
+    """After a move only those are searched that the move did not know of."""
+    pytest.importorskip("faiss")
+    x = near(torch.cat([latents(300), latents(200, seed=1)]), n=40).flatten(1).double()
+    for search in ("screen", "flat"):
+        (source,) = Shields.protected(store.path, search=search).sources
+        whole = source.references(x, range(40), 6.0)
+        first = source.references(x[:20], range(20), 6.0)
+        rest = source.references(x, range(40), 6.0, first)
+        assert 0 < len(first.ids) < len(whole.ids)
+        assert sorted([*first.ids, *rest.ids]) == sorted(whole.ids)
+
+
 def test_all_cells_are_exact_and_bad_settings_are_named(store):
     pytest.importorskip("faiss")
     z = torch.cat([latents(300), latents(200, seed=1)])

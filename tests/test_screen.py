@@ -117,6 +117,23 @@ def test_no_reference_is_missed(seed, d, kind, dtype, quantile):
     assert missed(many.near(x, reach=r / 3), x, z, mixed + r / 3) == 0
 
 
+@pytest.mark.parametrize("count", [40, 600])
+def test_what_is_known_is_not_found_again_and_nothing_else_is_left_out(count):
+    """Few candidates, and so many that what is known from calls before counts."""
+    generator = torch.Generator().manual_seed(count)
+    z = points("random", count, 20, generator)
+    x = points("random", 4, 20, generator).double()
+    r = float(distances(x, z).median())
+    one, _ = screen(z, r)
+    for step in range(6):
+        rows = one.near(x).row
+        for known in (rows, rows[::2], rows[:1], rows[:0], torch.arange(count)):
+            rest = one.near(x, but=known)
+            assert rest.row.tolist() == sorted(set(rows.tolist()) - set(known.tolist()))
+            assert torch.equal(rest.z, z[rest.row])
+        x = x + 0.05 * step
+
+
 @pytest.mark.parametrize("d", WIDTHS[6:])
 def test_no_reference_is_missed_in_many_dimensions(d):
     generator = torch.Generator().manual_seed(d)
