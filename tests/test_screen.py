@@ -248,18 +248,23 @@ def test_what_is_put_into_float32_says_what_it_lost(size, dtype):
     assert bool((moved <= 2.0**-23 * x.norm(dim=1) + 1e-30).all())
 
 
-def test_queries_that_overflow_before_their_unit_rule_nothing_out():
-    """c t u is 1 here, and c t x overflows float32."""
+@pytest.mark.parametrize("size", [1.0, 1e37])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_sums_that_overflow_before_their_unit_is_known_rule_nothing_out(size, sign):
+    """c t x overflows float32 here, by itself or before u makes it small; products cancel."""
     steps = torch.ones(4, dtype=torch.float64)
-    z = torch.ones(3, 4, dtype=torch.float64)
+    z = size * torch.tensor([[1.0, -1, 1, 1], [1, 1, 1, -1], [1, 1, 1, 1]], dtype=torch.float64)
     sketch = sketch_of(z, torch.int8, steps=steps)
-    for x in (1e37 * z[:1], 2e38 * z[:1]):
+    for x in (sign * 1e37 / size * z[:1], sign * 2e38 / size * z[2:]):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("shielded.shields.search.sketch.multiplied", lambda dtype: False)
             assert type(sketch._times(x)) is Widened
-            assert bool((sketch.bounds(x, 0.0) <= 0).all())
-            assert not bool((sketch.margins(x, 0.0, torch.zeros(3)) > 0).any())
-            assert len(sketch.within(x, 0.0, torch.ones(1).double())) == 3
+            true = distances(x, z)
+            assert bool((sketch.bounds(x, 0.0) <= true).all())
+            margins = sketch.margins(x, 0.0, torch.zeros(3))  # NaN is not sure
+            assert not bool((margins > true[0]).any())
+            inside = (true[0] <= 1.0).nonzero()[:, 0].tolist()
+            assert set(inside) <= set(sketch.within(x, 0.0, torch.ones(1).double()).tolist())
 
 
 def test_what_this_processor_multiplies_as_it_is(monkeypatch):

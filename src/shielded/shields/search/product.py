@@ -35,7 +35,6 @@ __all__ = [
 TOP, BASE = 127, 128  # the largest digit, and what the first counts for
 SMALL, LARGE = 1e-30, 1e38  # units of float32 that can still be multiplied
 LEAST = 2.0**-140  # more than float32 moves what is too small for it
-SUMS = 1e30  # queries so long may overflow before a row's unit makes them small
 FAST = {torch.int8: ("avx512_vnni",), torch.bfloat16: ("avx512_bf16", "amx_bf16")}
 
 
@@ -136,11 +135,7 @@ class Widened(Floats):
         if steps is not None:
             self._query = (a * steps).to(torch.float32).mul_(-2)
             lost = LEAST / float(steps.min())
-            longest = [*vector_norm(self._query, dim=1).tolist()]
-            self.moved = [
-                moved * (1 + 2.0**-20) + lost if length < SUMS else math.inf
-                for moved, length in zip(self.moved, longest, strict=True)
-            ]
+            self.moved = [moved * (1 + 2.0**-20) + lost for moved in self.moved]
 
     def __call__(self, core: Tensor) -> Tensor:
         """(B, n) float32 without the rows' units, which the next call overwrites."""
