@@ -84,7 +84,7 @@ class Screen:
         a, blur = self.basis.query(x)
         row, soon = self._lists.near(a, blur, reach)
         if but is not None and len(but):
-            at = torch.searchsorted(but, row).clamp_(max=len(but) - 1)
+            at = torch.searchsorted(but.contiguous(), row).clamp_(max=len(but) - 1)
             row = row[but[at] != row]
         found = self._measured(x, row, reach)
         self._memory.expect(soon)  # after what is needed now
