@@ -217,7 +217,8 @@ def test_a_search_leaves_out_what_is_known(store):
         (source,) = Shields.protected(store.path, search=search).sources
         whole = source.references(x, range(40), 6.0)
         first = source.references(x[20:], range(20), 6.0)
-        rest = source.references(x, range(40), 6.0, first)
+        rest = source.others(x, range(40), 6.0, first)
+        assert isinstance(source, Searched)  # so a field asks for the others alone
         assert 0 < len(first.ids) < len(whole.ids)
         assert sorted([*first.ids, *rest.ids]) == sorted(whole.ids)
 

@@ -20,19 +20,11 @@ class Batch:
     name: str = "batch"
     shape: None = None
 
-    def references(
-        self,
-        x: Tensor,
-        groups: Sequence[Hashable],
-        radius: float,
-        known: References | None = None,
-    ) -> References:
+    def references(self, x: Tensor, groups: Sequence[Hashable], radius: float) -> References:
         """The other images; an image is never its own reference."""
         return References(x, others(tuple(groups), x.device), range(len(x)))
 
-    def closest(self, x: Tensor, groups: Sequence[Hashable], radius: float) -> References:
-        """The same."""
-        return self.references(x, groups, radius)
+    closest = references
 
     def __repr__(self) -> str:
         return f"Shields.batch({'' if self.radius is None else f'radius={self.radius}'})"

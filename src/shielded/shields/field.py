@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -53,21 +53,26 @@ class Source(Protocol):
         """Of one reference as it was given, or None where any fits."""
         ...
 
-    def references(
-        self,
-        x: Tensor,
-        groups: Sequence[Hashable],
-        radius: float,
-        known: References | None = None,
-    ) -> References:
+    def references(self, x: Tensor, groups: Sequence[Hashable], radius: float) -> References:
         """All references within their radius of any x (B, D), float64, and maybe more.
 
-        `radius` is for references without their own. Those that are `known` may be left out.
+        `radius` is for references without their own.
         """
         ...
 
     def closest(self, x: Tensor, groups: Sequence[Hashable], radius: float) -> References:
         """For each x the reference with the smallest distance / radius, and maybe others."""
+        ...
+
+
+@runtime_checkable
+class Searched(Protocol):
+    """A source that finds its references by a search, which known ones are spared."""
+
+    def others(
+        self, x: Tensor, groups: Sequence[Hashable], radius: float, known: References
+    ) -> References:
+        """Those of `references` that are not among the known ones, and maybe more."""
         ...
 
 
@@ -151,8 +156,17 @@ class Field:
 
         y has left all that this field holds: so only sources that are not `whole` are asked again.
         """
-        asked = [(source, r, part) for source, r, part in self.parts if not part.whole]
-        rest = Field(y, [(one, r, one.references(y, groups, r, part)) for one, r, part in asked])
+        asked = [part for part in self.parts if not part[2].whole]
+        rest = Field(y, [(one, r, _others(one, y, groups, r, part)) for one, r, part in asked])
         inside = rest.allowed & (squared_distances(y, rest.z) < rest.r**2 * (1 - 1e-9))
         new = inside.any(0)
         return rest.z[new], rest.r[new], rest.allowed[:, new]
+
+
+def _others(
+    source: Source, y: Tensor, groups: Sequence[Hashable], r: float, known: References
+) -> References:
+    """What a source has near y (B, D), but for what is known where it can tell."""
+    if isinstance(source, Searched):
+        return source.others(y, groups, r, known)
+    return source.references(y, groups, r)

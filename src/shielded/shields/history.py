@@ -66,13 +66,7 @@ class History:
         self.groups = [*self.groups, *groups]
         self._chosen = None
 
-    def references(
-        self,
-        x: Tensor,
-        groups: Sequence[Hashable],
-        radius: float,
-        known: References | None = None,
-    ) -> References:
+    def references(self, x: Tensor, groups: Sequence[Hashable], radius: float) -> References:
         """The remembered images of the groups in this batch, or those that may be near."""
         mine, z, rough = self._of(groups, x)
         whole = len(mine) < SCREEN

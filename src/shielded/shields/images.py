@@ -37,13 +37,7 @@ class Images:
         self.ids = range(len(latents)) if ids is None else list(ids)
         self._keep(latents.detach().flatten(1).to("cpu"))
 
-    def references(
-        self,
-        x: Tensor,
-        groups: Sequence[Hashable],
-        radius: float,
-        known: References | None = None,
-    ) -> References:
+    def references(self, x: Tensor, groups: Sequence[Hashable], radius: float) -> References:
         """All references, or with many of them those that a float32 bound cannot rule out."""
         if len(self.ids) < SCREEN:
             return self.closest(x, groups, radius)

@@ -71,19 +71,15 @@ class Protected:
         if self.set.refresh():
             self._made = None
 
-    def references(
-        self,
-        x: Tensor,
-        groups: Sequence[Hashable],
-        radius: float,
-        known: References | None = None,
+    def references(self, x: Tensor, groups: Sequence[Hashable], radius: float) -> References:
+        """Those within their radius of any x, measured exactly."""
+        return self._near(x, radius)
+
+    def others(
+        self, x: Tensor, groups: Sequence[Hashable], radius: float, known: References
     ) -> References:
-        """Those within their radius of any x, measured exactly; of the `known` none."""
-        if self._shards is not None:
-            return self._shields(x, self._shards.near(x, radius), measured=True)
-        screen, search, address = self._searches(radius, x.device)
-        found = search.near(x, but=None if known is None else known.row)
-        return self._shields(x, Hits.of(found, screen, address), measured=True)
+        """The same, but for those that are known, which are searched no second time."""
+        return self._near(x, radius, known.row)
 
     def closest(self, x: Tensor, groups: Sequence[Hashable], radius: float) -> References:
         """For each x the one with the smallest distance / radius, by the screen."""
@@ -96,6 +92,12 @@ class Protected:
     def scans(self) -> float:
         """How many sketches the screen has read, in units of all that there are."""
         return 0.0 if self._made is None else self._made[1].scans
+
+    def _near(self, x: Tensor, radius: float, but: Tensor | None = None) -> References:
+        if self._shards is not None:
+            return self._shields(x, self._shards.near(x, radius), measured=True)
+        screen, search, address = self._searches(radius, x.device)
+        return self._shields(x, Hits.of(search.near(x, but=but), screen, address), measured=True)
 
     def _shields(self, x: Tensor, hits: Hits, measured: bool = False) -> References:
         everyone = torch.ones((len(x), len(hits.z)), dtype=torch.bool, device=x.device)

@@ -58,7 +58,7 @@ class Way:
         radius = float(tensors["before"].quantile(INSIDE))
         shields, search = Shields.protected(store.path, radius), Clock()
         for source in shields.sources:
-            for method in ("references", "closest"):
+            for method in ("references", "others", "closest"):
                 setattr(source, method, search.around(getattr(source, method)))
         spell = Spell(shields)
         return cls(name, store, real, tensors["before"], radius, spell, search, note["seconds"])

@@ -37,8 +37,8 @@ def load(
 
     Or of some of its `parts` alone. What was added since sketches were kept is sketched now, what
     was removed is left out. `radius` is for images without their own. `dtype` of the sketches is
-    float32, bfloat16, which takes half the memory, or int8, which takes a quarter; None is what
-    this machine multiplies fastest.
+    float32, bfloat16, which takes half the memory, or int8, which takes a quarter; None is int8 on
+    a CPU, bfloat16 elsewhere.
     """
     basis, name = basis_of(store)
     dtype = cheapest(device) if dtype is None else dtype

@@ -35,6 +35,7 @@ __all__ = [
 TOP, BASE = 127, 128  # the largest digit, and what the first counts for
 SMALL, LARGE = 1e-30, 1e38  # units of float32 that can still be multiplied
 LEAST = 2.0**-140  # more than float32 moves what is too small for it
+# What a processor multiplies as it is, without a step through float32.
 FAST = {torch.int8: ("avx512_vnni",), torch.bfloat16: ("avx512_bf16", "amx_bf16")}
 
 

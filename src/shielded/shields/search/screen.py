@@ -121,7 +121,7 @@ class Screen:
         low = d2 - off
         hit, maybe = (d2.add_(off) <= limit).any(0), (~(low > limit)).any(0)
         if learn:
-            self._gaps.learn(row, low.amin(0).clamp_(min=0).sqrt_().mul_(1 - 1e-6) - up(r))
+            self._learn(row, low.amin(0).clamp_(min=0).sqrt_())
         unsure = (maybe != hit).nonzero()[:, 0]
         if len(unsure):
             hit[unsure] = self._inside(x, row[unsure], z.points[unsure].to(torch.float64), reach)
@@ -136,12 +136,15 @@ class Screen:
         away = (~maybe).nonzero()[:, 0]
         if len(away) <= MANY:
             return row
-        wide = up(self.radius[row[away]])
-        bounds = self.finer.bounds(self.finer.query(x), row[away])
-        gap = bounds.amin(0).mul_(1 - 1e-6) - wide
-        self._gaps.learn(row[away], gap)
+        gap = self._learn(row[away], self.finer.bounds(self.finer.query(x), row[away]).amin(0))
         maybe[away] = ~(gap > reach * (1 + 1e-6))  # NaN is not sure
         return row[maybe]
+
+    def _learn(self, row: Tensor, least: Tensor) -> Tensor:
+        """How far outside the shields of rows (M,) all are, who are so far from them at least."""
+        gap = least.mul_(1 - 1e-6) - up(self.radius[row])  # for all that float32 rounds
+        self._gaps.learn(row, gap)
+        return gap
 
     def _inside(self, x: Tensor, row: Tensor, z: Tensor, reach: float) -> Tensor:
         """Which references (M,) are within radius + reach of any x, by float64."""
