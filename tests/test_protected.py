@@ -9,6 +9,7 @@ from families import FAMILIES
 from shielded import Shields, Spell
 from shielded.errors import BadInput, ShapeMismatch
 from shielded.landing import TOLERANCE
+from shielded.shields.field import Searched
 from shielded.shields.search.kept import load
 
 pytest.importorskip("lance")
