@@ -33,6 +33,9 @@ __all__ = [
 ]
 
 TOP, BASE = 127, 128  # the largest digit, and what the first counts for
+CACHED = 1 << 18  # products at once that stay in the cache
+PIECE = 1 << 19  # numbers of sketches that are widened at once, and stay there as float32
+LONG = 1 << 21  # sums of integers at once: to start on more costs more than the cache saves
 SMALL, LARGE = 1e-30, 1e38  # units of float32 that can still be multiplied
 LEAST = 2.0**-140  # more than float32 moves what is too small for it
 # What a processor multiplies as it is, without a step through float32.
@@ -70,11 +73,16 @@ def _away(a: Tensor, b: Tensor) -> Tensor:
     return vector_norm(a - b, dim=1) * (1 + 1e-9) + 2.0**-50 * vector_norm(b, dim=1)
 
 
+def _share(products: int, a: Tensor) -> int:
+    """How many sketches make so many products with queries a (B, w)."""
+    return max(1, products // max(1, len(a)))
+
+
 class Floats:
     """-2 <a_z, a_x> of sketches (n, w), in float32, with queries a (B, w).
 
     `moved` is what rounding moved each of these by, `square` what |a_x|^2 then is, B numbers. A
-    product is off by at most `off` |a_x| |a_z|.
+    product is off by at most `off` |a_x| |a_z|. `rows` sketches are best multiplied at once.
     """
 
     def __init__(self, a: Tensor):
@@ -83,6 +91,7 @@ class Floats:
         self.moved = [length * 2.0**-24 + LEAST for length in lengths]
         self.square = [length * length for length in lengths]
         self.off = roundoff(a.shape[1])
+        self.rows = _share(CACHED, a)
         self._query = a.to(torch.float32).mul_(-2)
         self._room = self._query.new_zeros((0, 0))
 
@@ -107,7 +116,7 @@ class Halves(Floats):
         query, moved = rounded(a, torch.bfloat16)
         self.moved = moved.tolist()
         self.square = query.to(torch.float64).square().sum(1).tolist()
-        self.off = 2.0**-9
+        self.off, self.rows = 2.0**-9, _share(CACHED, a)
         self._query = -2 * query.T
         self._room, self._products = query.new_zeros((0, 0), dtype=torch.float32), query[:0]
 
@@ -132,6 +141,7 @@ class Widened(Floats):
     def __init__(self, a: Tensor, steps: Tensor | None = None):
         super().__init__(a)
         self.off = roundoff(a.shape[1] + 8)
+        self.rows = max(1, min(self.rows, PIECE // a.shape[1]))
         self._wide = self._room
         if steps is not None:
             self._query = (a * steps).to(torch.float32).mul_(-2)
@@ -164,6 +174,7 @@ class Digits(Floats):
         digits = torch.cat([high, whole.sub_(high, alpha=BASE)])
         self._query = torch.zeros((len(digits) + -len(digits) % 8, a.shape[1]), dtype=torch.int8)
         self._query[: len(digits)] = digits
+        self.rows = _share(LONG, self._query)
         self._room = torch.empty((0, 0))
         self._place = torch.empty(0, dtype=torch.int32)  # for sums
 

@@ -76,6 +76,7 @@ class Screen:
         """How many sketches were read, in units of all that there are."""
         return self._lists.read / max(len(self.radius), 1)
 
+    @torch.inference_mode()
     def near(self, x: Tensor, reach: float = 0.0, but: Tensor | None = None) -> Found:
         """All references within radius + reach of any x (B, D), float64.
 
@@ -90,6 +91,7 @@ class Screen:
         self._memory.expect(soon)  # after what is needed now
         return found
 
+    @torch.inference_mode()
     def closest(self, x: Tensor) -> Found:
         """For each x (B, D) the reference with the smallest distance / radius, and maybe others."""
         if not len(self.radius):
@@ -99,12 +101,14 @@ class Screen:
 
     def _measured(self, x: Tensor, row: Tensor, reach: float) -> Found:
         """Those of the rows (M,) that are within radius + reach of any x (B, D)."""
+        if not len(row):
+            return Found(row, self._memory.points(row))
         many, rough = len(row) > KNOWN, Rough.of(x)
         if many:
             unsure = ~(self._gaps.of(rough, row) > reach * (1 + 1e-6))
             row = self._sharper(x, row[unsure], reach)
-        if not len(row):
-            return Found(row, Rough.of(x[:0]))
+            if not len(row):
+                return Found(row, self._memory.points(row))
         size = max(1, NUMBERS // x.shape[1])
         hits = [self._hits(x, rough, some, reach, many) for some in row.split(size)]
         if len(hits) == 1:

@@ -13,8 +13,6 @@ from shielded.shields.search.product import Digits, Floats, Halves, Widened, mul
 
 __all__ = ["Sketch", "up"]
 
-CHUNK = 1 << 18  # bounds of one matrix product: they stay in the cache
-PIECE = 1 << 19  # numbers of sketches that a product takes: as float32 these do too
 FEW = 4096  # rows that are worth float32
 MOST = 3e38  # what is further than float32 can tell is no nearer
 
@@ -118,10 +116,9 @@ class Sketch:
 
     def _sums(self, times: Floats, start: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """start (B,) - 2 v (B, n), for pieces of all rows; each is overwritten by the next."""
-        size = max(1, min(CHUNK // max(1, len(start)), PIECE // self.core.shape[1]))
         start = start[:, None]
-        for first in range(0, len(self), size):
-            part = slice(first, first + size)
+        for first in range(0, len(self), times.rows):
+            part = slice(first, first + times.rows)
             v = times(self.core[part])
             if self.unit is None:
                 yield part, v.add_(start)
