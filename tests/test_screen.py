@@ -302,6 +302,40 @@ def test_with_the_instruction_and_without_bounds_are_as_sharp(dtype, monkeypatch
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("fast", [True, False])
+def test_pieces_tell_what_the_whole_tells(dtype, fast, monkeypatch):
+    """However few sketches a product takes: as a last piece of one row has them, too."""
+    if fast and not hasattr(torch, "_int_mm"):
+        pytest.skip("this torch has no product of integers")
+    draw = torch.Generator().manual_seed(0)
+    a = torch.randn(97, 16, generator=draw, dtype=torch.float64)
+    x = torch.randn(3, 16, generator=draw, dtype=torch.float64)
+    limit = torch.tensor([2.0, 3.0, 4.0], dtype=torch.float64)
+    monkeypatch.setattr("shielded.shields.search.sketch.multiplied", lambda dtype: fast)
+    sketch = sketch_of(a, dtype)
+    wide = torch.rand(97, generator=draw)
+
+    def told():
+        pieces = [part for part, _ in sketch._sums(sketch._times(x), torch.zeros(3))]
+        return (
+            len(pieces),
+            sketch.bounds(x, 0.1),
+            sketch.margins(x, 0.1, wide),
+            sketch.within(x, 0.1, limit),
+        )
+
+    whole = told()
+    for name in ("CACHED", "PIECE", "LONG"):
+        monkeypatch.setattr(f"shielded.shields.search.product.{name}", 8 * 16)
+    parts = told()
+    assert whole[0] == 1 < parts[0]
+    for one, other in zip(whole[1:3], parts[1:3], strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
+    assert torch.equal(whole[3], parts[3])
+    assert 0 < len(whole[3]) < 97
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", [1e-12, 1.0, 1e12])
 def test_margins_are_margins_where_distances_are_small_against_norms(dtype, size):
     """What the product of the sketches loses is less than what is taken off for it."""
