@@ -224,6 +224,18 @@ def test_a_search_leaves_out_what_is_known(store):
         assert sorted([*first.ids, *rest.ids]) == sorted(whole.ids)
 
 
+def test_what_a_search_finds_may_stand_in_a_graph(store):
+    """Searches run in inference mode; who samples with gradients needs to know nothing of it."""
+    x = near(latents(300), n=8)
+    plain = Spell(Shields.protected(store.path), radius=6.0).correct(x)
+    x = x.requires_grad_()
+    y = Spell(Shields.protected(store.path), radius=6.0).correct(x)
+    assert torch.equal(y, plain)
+    assert bool((y != x).any())
+    (slope,) = torch.autograd.grad(y.sum(), x)
+    assert bool(slope.isfinite().all())
+
+
 def test_all_cells_are_exact_and_bad_settings_are_named(store):
     pytest.importorskip("faiss")
     z = torch.cat([latents(300), latents(200, seed=1)])

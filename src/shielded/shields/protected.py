@@ -78,7 +78,7 @@ class Protected:
     def others(
         self, x: Tensor, groups: Sequence[Hashable], radius: float, known: References
     ) -> References:
-        """The same, but for those that are known, which are searched no second time."""
+        """The same, but for those that are known, where one process searches."""
         return self._near(x, radius, known.row)
 
     def closest(self, x: Tensor, groups: Sequence[Hashable], radius: float) -> References:

@@ -73,7 +73,7 @@ def _away(a: Tensor, b: Tensor) -> Tensor:
     return vector_norm(a - b, dim=1) * (1 + 1e-9) + 2.0**-50 * vector_norm(b, dim=1)
 
 
-def _share(products: int, a: Tensor) -> int:
+def _rows(products: int, a: Tensor) -> int:
     """How many sketches make so many products with queries a (B, w)."""
     return max(1, products // max(1, len(a)))
 
@@ -91,7 +91,7 @@ class Floats:
         self.moved = [length * 2.0**-24 + LEAST for length in lengths]
         self.square = [length * length for length in lengths]
         self.off = roundoff(a.shape[1])
-        self.rows = _share(CACHED, a)
+        self.rows = _rows(CACHED, a)
         self._query = a.to(torch.float32).mul_(-2)
         self._room = self._query.new_zeros((0, 0))
 
@@ -116,7 +116,7 @@ class Halves(Floats):
         query, moved = rounded(a, torch.bfloat16)
         self.moved = moved.tolist()
         self.square = query.to(torch.float64).square().sum(1).tolist()
-        self.off, self.rows = 2.0**-9, _share(CACHED, a)
+        self.off, self.rows = 2.0**-9, _rows(CACHED, a)
         self._query = -2 * query.T
         self._room, self._products = query.new_zeros((0, 0), dtype=torch.float32), query[:0]
 
@@ -174,7 +174,7 @@ class Digits(Floats):
         digits = torch.cat([high, whole.sub_(high, alpha=BASE)])
         self._query = torch.zeros((len(digits) + -len(digits) % 8, a.shape[1]), dtype=torch.int8)
         self._query[: len(digits)] = digits
-        self.rows = _share(LONG, self._query)
+        self.rows = _rows(LONG, self._query)
         self._room = torch.empty((0, 0))
         self._place = torch.empty(0, dtype=torch.int32)  # for sums
 
