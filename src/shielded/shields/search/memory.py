@@ -40,10 +40,10 @@ class Memory:
         """The points (M, D) of rows; those that are not here are fetched, as float32 holds them."""
         if not len(row):
             return Rough(self._none, self._none[:, 0])
-        place = self._place[row].long()
-        missing = (place < 0).nonzero()[:, 0]
-        if not len(missing):
+        place = self._place[row]
+        if int(place.amin()) >= 0:
             return Rough(self._z.index_select(0, place).to(torch.float32), self._square[place])
+        missing = (place < 0).nonzero()[:, 0]
         fresh = self.fetch(row[missing].cpu()).to(row.device)
         found = Rough.of(fresh)
         square = found.squares

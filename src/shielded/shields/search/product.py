@@ -175,7 +175,6 @@ class Digits(Floats):
         self._query = torch.zeros((len(digits) + -len(digits) % 8, a.shape[1]), dtype=torch.int8)
         self._query[: len(digits)] = digits
         self.rows = _rows(LONG, self._query)
-        self._room = torch.empty((0, 0))
         self._place = torch.empty(0, dtype=torch.int32)  # for sums
 
     def __call__(self, core: Tensor) -> Tensor:
@@ -188,5 +187,6 @@ class Digits(Floats):
             torch.mul(self._query.int(), core.T, out=sums)
         else:
             torch._int_mm(self._query, core.T, out=sums)
-        v = self._into(len(core)).copy_(sums[b : 2 * b].add_(sums[:b], alpha=BASE))
-        return v.mul_(self._unit)
+        # Into the place of the first digits, which are not needed any more and in the cache.
+        v = sums[:b].view(torch.float32)
+        return v.copy_(sums[b : 2 * b].add_(sums[:b], alpha=BASE)).mul_(self._unit)

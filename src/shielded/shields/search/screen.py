@@ -66,6 +66,7 @@ class Screen:
         self.basis, self.sketch, self.radius = basis, sketch, radius
         self.fetch, self.finer = fetch, finer
         self._widest = float(radius.max()) if len(radius) else 0.0
+        self._same = radius[:1] if bool((radius == self._widest).all()) else None
         self._lists = Lists(sketch, up(radius + sketch.lost))
         self._memory = Memory(fetch, len(sketch), basis.mean, announce)
         self._gaps = Gaps(len(sketch), basis.mean)
@@ -120,15 +121,21 @@ class Screen:
         """Those of the rows (M,) that are within radius + reach of any x (B, D)."""
         z = self._memory.points(row)
         d2, off = rough_squares(rough, z)
-        r = self.radius[row]
-        limit = (r + reach).square()
-        low = d2 - off
-        hit, maybe = (d2.add_(off) <= limit).any(0), (~(low > limit)).any(0)
+        low = (d2 - off).amin(0)
         if learn:
-            self._learn(row, low.amin(0).clamp_(min=0).sqrt_())
-        unsure = (maybe != hit).nonzero()[:, 0]
-        if len(unsure):
-            hit[unsure] = self._inside(x, row[unsure], z.points[unsure].to(torch.float64), reach)
+            self._learn(row, low.clamp(min=0).sqrt_())
+        r = self.radius[row] if self._same is None else self._same
+        limit = (r + reach).square()
+        few = (~(low > limit)).nonzero()[:, 0]
+        if not len(few):
+            return Found(few, self._memory.points(few))
+        row, z = row[few], z.pick(few)
+        limit = limit[few] if self._same is None else limit
+        hit = (d2[:, few].add_(off[:, few]) <= limit).any(0)
+        unsure = (~hit).nonzero()[:, 0]
+        if not len(unsure):
+            return Found(row, z)
+        hit[unsure] = self._inside(x, row[unsure], z.points[unsure].to(torch.float64), reach)
         found = hit.nonzero()[:, 0]
         return Found(row[found], z.pick(found))
 
