@@ -64,6 +64,25 @@ def test_the_picture_of_what_was_moved_is_outside(seed):
     assert float(naive.min()) < radius * (1 - 1e-2)  # Eq. 5 and then the clip is not
 
 
+@pytest.mark.parametrize("overcompensation", [1.0, 1.6])
+@pytest.mark.parametrize("references", [1, 3])
+def test_few_free_numbers_make_up_for_many_at_a_wall(references, overcompensation):
+    """Of five images each has fewer numbers that can go on: from all of them to a tenth.
+
+    Where nine of ten hit the wall, each move in turn would gain but a tenth of what is missing.
+    """
+    free = torch.linspace(0.1, 1.0, 5, dtype=torch.float64)
+    near_wall = draw(8, 5, *SIDE).flatten(1).argsort(1).argsort(1) >= free[:, None] * 192
+    x0 = 0.97 * near_wall.double().reshape(5, *SIDE)
+    z = torch.cat([x0 - 0.1 + 0.01 * draw(k, 5, *SIDE) for k in range(references)])
+    radius = 2 * float(distances(x0, z).diagonal().max())
+    walled, _ = both(Shields.images(z), radius, overcompensation=overcompensation)
+    picture = walled.correct(x0).clamp(-1, 1)
+    assert float(distances(picture, z).min()) >= radius * (1 - 1e-3)
+    if overcompensation == 1:  # and not much further than need be
+        assert float(distances(picture, z).amin(1).max()) <= radius * 1.1
+
+
 def test_what_stays_beyond_a_wall_is_left_alone():
     """A move outwards has nothing to show there, so it is not made."""
     x0 = 0.8 * draw(3, 2, *SIDE)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 
 from shielded.checks import check_weight, check_window
 from shielded.distances import squared_distances
@@ -25,6 +26,8 @@ __all__ = ["Spell"]
 
 OVERLAP = ("project", "sum")
 ROUNDS = 4  # at one sampling call, of moves that a wall of the box cut short
+LONGER = 16.0  # times, than what is missing, that the next of them is at most
+CLOSE = 0.01  # of a move, that is missing before the last of them
 
 
 class Spell(Guidance):
@@ -171,7 +174,7 @@ class Spell(Guidance):
                 break
             z, r = z.joined(new_z), torch.cat([r, new_r])
             allowed = torch.cat([allowed, new_allowed], 1)
-        return y if box is None else _boxed(y, box, lambda y: leave(y)[0]), near
+        return y if box is None else _boxed(x, y, box, lambda y: leave(y)[0]), near
 
     def _field(self, x: Tensor, step: Step) -> Field:
         return self.shields.field(x, step.groups, self.radius)
@@ -183,15 +186,33 @@ class Spell(Guidance):
         )
 
 
-def _boxed(y: Tensor, box: tuple[float, float], leave: Callable[[Tensor], Tensor]) -> Tensor:
-    """y (B, D) in the box: what its walls take away from a move, the other numbers make up."""
-    held = y.clamp(*box)
+def _boxed(
+    x: Tensor, y: Tensor, box: tuple[float, float], leave: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Near y (B, D), where x (B, D) was moved, in the box: what its walls take away from a move,
+    the other numbers make up.
+
+    Of what they make up the walls take a share once more. How much nearer one round has come tells
+    how much longer the way of the next has to be, as in the secant method: else, where most numbers
+    are at a wall, dozens of rounds would not reach the border.
+    """
+    held, short, longer = y.clamp(*box), _lengths(y - x), torch.ones_like(x[:, :1])
     for _ in range(ROUNDS):
         if torch.equal(held, y):
             break
-        y = leave(held)
+        way = leave(held) - held
+        left = _lengths(way)
+        nearer = (1 - left / short.clamp(min=1e-300)) / longer
+        longer = torch.where(left < short, 1 / nearer.clamp(1 / LONGER, 1), 1.0)
+        y, short = torch.addcmul(held, way, longer), left
         held = y.clamp(*box)
+        if bool((left <= CLOSE * _lengths(held - x)).all()):
+            break
     return held
+
+
+def _lengths(way: Tensor) -> Tensor:
+    return vector_norm(way, dim=1, keepdim=True)
 
 
 def _summed(x: Tensor, field: Field, spare: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
