@@ -54,7 +54,7 @@ class List:
     def pick(self, few: Tensor, at: Tensor, spare: float) -> List:
         """A shorter list, of the rows at places `few` (V,) in this one."""
         some = self.sketch.pick(few)
-        return List(self.row[few].long(), some, self.wide[few], at, spare, self.depth + 1)
+        return List(self.row[few], some, self.wide[few], at, spare, self.depth + 1)
 
 
 class Lists:

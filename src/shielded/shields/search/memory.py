@@ -40,7 +40,7 @@ class Memory:
         """The points (M, D) of rows; those that are not here are fetched, as float32 holds them."""
         if not len(row):
             return Rough(self._none, self._none[:, 0])
-        place = self._place[row]
+        place = self._place[row].long()
         if int(place.amin()) >= 0:
             return Rough(self._z.index_select(0, place).to(torch.float32), self._square[place])
         missing = (place < 0).nonzero()[:, 0]

@@ -66,7 +66,6 @@ class Screen:
         self.basis, self.sketch, self.radius = basis, sketch, radius
         self.fetch, self.finer = fetch, finer
         self._widest = float(radius.max()) if len(radius) else 0.0
-        self._same = radius[:1] if bool((radius == self._widest).all()) else None
         self._lists = Lists(sketch, up(radius + sketch.lost))
         self._memory = Memory(fetch, len(sketch), basis.mean, announce)
         self._gaps = Gaps(len(sketch), basis.mean)
@@ -124,14 +123,12 @@ class Screen:
         low = (d2 - off).amin(0)
         if learn:
             self._learn(row, low.clamp(min=0).sqrt_())
-        r = self.radius[row] if self._same is None else self._same
-        limit = (r + reach).square()
+        limit = (self.radius[row] + reach).square()
         few = (~(low > limit)).nonzero()[:, 0]
         if not len(few):
             return Found(few, self._memory.points(few))
         row, z = row[few], z.pick(few)
-        limit = limit[few] if self._same is None else limit
-        hit = (d2[:, few].add_(off[:, few]) <= limit).any(0)
+        hit = (d2[:, few].add_(off[:, few]) <= limit[few]).any(0)
         unsure = (~hit).nonzero()[:, 0]
         if not len(unsure):
             return Found(row, z)
