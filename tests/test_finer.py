@@ -24,7 +24,7 @@ def test_bounds_of_rows_of_several_pieces(monkeypatch):
     z = torch.randn(100, 40, generator=generator).half()
     basis, pieces, live = Basis.fit(z[:50]), [], []
     for start, end, step in [(0, 30, 2), (30, 30, 1), (30, 60, 1), (60, 80, 3), (80, 100, 1)]:
-        a, blur = basis.query(z[start:end].double())
+        a, blur = basis.queries()(z[start:end].double())
         core, unit, lost = rounded_to_steps(a, basis.spread)
         sketch = Sketch(core, lost + blur, unit=unit, steps=basis.spread)
         place = torch.arange(0, end - start, step)
@@ -106,7 +106,8 @@ def test_all_within_reach_by_finer_sketches_are_all(folder):
     generator = torch.Generator().manual_seed(3)
     z = points(folder)
     x = z[::60].double() + 0.2 * torch.randn(5, 64, generator=generator)
-    axes = load(folder, 1.0)[0].finer.basis.axes
+    load(folder, 1.0)
+    axes = folder.kept("basis")[0]["finer"]
     x[0] = z[0] + 2.0 * axes[0] + 1.0 * axes[15]  # a distance that finer sketches tell exactly
     d = distances(x, z)
     for radius in (float(d[0, 0]), *(float(d.quantile(share)) for share in (0.002, 0.02, 0.2))):

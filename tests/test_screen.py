@@ -157,7 +157,7 @@ def test_the_bound_is_a_bound(seed, d, kind):
     gap = torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
     blur = basis.blur(a)[:, None] + basis.blur(b)
     assert bool((gap - blur <= distances(x, z)).all())
-    quick, off = basis.query(x)
+    quick, off = basis.queries()(x)
     assert bool(((quick - a).norm(dim=1) <= off).all())
     for dtype, told in itertools.product(DTYPES, (True, False)):
         sketch = sketch_of(b, dtype, basis.blur(b), basis.spread)
@@ -586,7 +586,7 @@ def test_a_list_of_another_track_may_hold_none_of_the_nearest(first):
     z = points("random", 400, 8, torch.Generator().manual_seed(0)).double()
     one, _ = screen(z, 0.3)
     x = z[:1] + 2.0
-    a, _ = one.basis.query(x)
+    a, _ = one.queries(x)
     order, (every,) = distances(x, z)[0].argsort(), one._lists._lists
     near, far = every.pick(order[:60], a, 0.2), every.pick(order[200:300], a, 0.2)
     one._lists._lists += [far, near] if first == "near" else [near, far]

@@ -18,9 +18,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 from torch.linalg import vector_norm
-from torch.nn.functional import pad
 
-from shielded.distances import full_precision, roundoff
+from shielded.shields.search.queries import Queries, sure
 
 __all__ = ["Basis"]
 
@@ -30,8 +29,6 @@ PART = 3  # times as many numbers has a point at least
 FEWER = 4  # times, than without them
 SCAN = 1e-10  # seconds to read one number of the sketch: about 10 GB/s in float32
 FETCH = 5e-5  # seconds to fetch and measure one reference from disk
-SHORT = 64  # products that float32 adds up
-SMALL = 1024  # numbers of a point that are multiplied as fast in float64
 TRIED = 1024  # points of a sample that a choice is tried on
 LEAST = 2.0**-6  # of the largest step, that any is: a query is rounded to the same steps
 
@@ -47,16 +44,6 @@ class Basis:
     mean: Tensor
     axes: Tensor
     spread: Tensor = field(default_factory=lambda: torch.ones(1, dtype=torch.float64))
-    _short: Tensor = field(init=False, repr=False)  # axes.T in float32, in pieces of SHORT rows
-    _size: float = field(init=False, repr=False)  # |mu|
-
-    def __post_init__(self) -> None:
-        # Laid out so that x @ axes.T reads memory in order.
-        object.__setattr__(self, "axes", self.axes.T.contiguous().T)
-        m, d = self.axes.shape
-        short = pad(self.axes.T.to(torch.float32), (0, 0, 0, -d % SHORT))
-        object.__setattr__(self, "_short", short.reshape(-1, SHORT, m))
-        object.__setattr__(self, "_size", float(vector_norm(self.mean)))
 
     def to(self, device: torch.device | str) -> Basis:
         """The same, on a device."""
@@ -112,46 +99,11 @@ class Basis:
 
     def blur(self, a: Tensor) -> Tensor:
         """(N,) how far float64 may have moved the sketches a: D roundings of |z - mu| and |mu|."""
-        return self._sure * (vector_norm(a, dim=1) + self._size)
+        return sure(len(self.mean)) * (vector_norm(a, dim=1) + vector_norm(self.mean))
 
-    def query(self, x: Tensor) -> tuple[Tensor, float]:
-        """Sketches of x (B, D) and the blur of any, at a fraction of the price and less sharp.
-
-        s in float32, in short sums that float64 adds up; of few numbers in float64. rho by
-        Pythagoras, from squares that are off by w: then rho is off by sqrt(w) at most, and by
-        w / rho.
-        """
-        x = x - self.mean
-        s, rough = self._products(x)
-        # B numbers in Python: kernels whose code a network has driven from the cache cost more.
-        length, inside = vector_norm(x, dim=1).tolist(), vector_norm(s, dim=1).tolist()
-        rest = [max(a * a - b * b, 0.0) ** 0.5 for a, b in zip(length, inside, strict=True)]
-        most, least = max(length, default=0.0), min(rest, default=0.0)
-        off = len(self.axes) ** 0.5 * rough * most  # of s
-        w = off * (2 * most + 3 * off) + 4 * self._sure * most * most
-        off += min(w**0.5, w / max(least, 1e-300)) * (1 + 1e-9)
-        a = torch.cat([s, s.new_tensor(rest)[:, None]], 1)
-        return a, off + self._sure * (most + self._size)
-
-    def _products(self, x: Tensor) -> tuple[Tensor, float]:
-        """x @ axes.T (B, m), float64, and what each is off by, by |x| and an axis' length of 1."""
-        if x.shape[1] <= SMALL:
-            return x @ self.axes.T, self._sure
-        return self._short_sums(x), roundoff(SHORT) + 4 * 2.0**-24
-
-    def _short_sums(self, x: Tensor) -> Tensor:
-        """x @ axes.T (B, m), float64: sums of SHORT products in float32."""
-        count = len(self._short)
-        x = x.to(torch.float32)
-        if x.shape[1] < count * SHORT:
-            x = pad(x, (0, count * SHORT - x.shape[1]))
-        with full_precision(x.device.type):
-            parts = torch.bmm(x.reshape(len(x), count, SHORT).transpose(0, 1), self._short)
-        return parts.sum(0, dtype=torch.float64)
-
-    @property
-    def _sure(self) -> float:
-        return 2.0**-51 * (len(self.mean) + 8)
+    def queries(self) -> Queries:
+        """What sketches queries: it needs less memory than this."""
+        return Queries(self.mean, self.axes)
 
 
 def _project(x: Tensor, axes: Tensor) -> Tensor:

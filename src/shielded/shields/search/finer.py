@@ -38,14 +38,15 @@ class Finer:
     """Sharper bounds for some rows, from the sketches of all parts of a set."""
 
     def __init__(self, basis: Basis, pieces: Sequence[Piece]):
-        self.basis, self._core = basis, [(piece.core, piece.place) for piece in pieces]
+        self._queries, self._steps = basis.queries(), basis.spread
+        self._core = [(piece.core, piece.place) for piece in pieces]
         self._ends = list(accumulate((len(piece.place) for piece in pieces), initial=0))
         each = [(piece.lost, piece.square, piece.unit) for piece in pieces]
         self._each = [torch.cat(parts) for parts in zip(*each, strict=True)]  # (N,) each
 
     def query(self, x: Tensor) -> Query:
         """What bounds of x (B, D) are made from: it takes longer than those of a few rows."""
-        return self.basis.query(x)
+        return self._queries(x)
 
     def bounds(self, x: Query, row: Tensor) -> Tensor:
         """(B, M) float32: what distances of queries to rows (M,), ascending, are at least."""
@@ -68,6 +69,6 @@ class Finer:
                 if start < end
             ]
         )
-        on = self.basis.mean.device
+        on = self._steps.device
         lost, square, unit = (part[row].to(on) for part in self._each)
-        return Sketch(core.to(on), lost, square, unit, self.basis.spread)
+        return Sketch(core.to(on), lost, square, unit, self._steps)

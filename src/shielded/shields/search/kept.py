@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from shielded.shields.search.basis import Basis
 from shielded.shields.search.finer import Finer, Piece
 from shielded.shields.search.on_disk import OnDisk
 from shielded.shields.search.product import cheapest, rounded, rounded_to_steps
+from shielded.shields.search.queries import Queries
 from shielded.shields.search.screen import Screen
 from shielded.shields.search.sketch import Sketch
 from shielded.shields.store import Part, ProtectedSet
@@ -91,7 +92,7 @@ def basis_of(store: ProtectedSet) -> tuple[Basis, str]:
     kept = store.kept("basis")
     enough = kept is not None and count <= GROWTH * max(int(kept[1]["count"]), SAMPLE)
     if kept is not None and enough and kept[1].get("form") == FORM:
-        basis = Basis(kept[0]["mean"], kept[0]["axes"], kept[0]["spread"])
+        basis = _basis(kept[0], "axes", "spread")
     else:
         sample = _sample(store, parts, count)
         basis = Basis.fit(sample, store.radius)
@@ -103,9 +104,15 @@ def basis_of(store: ProtectedSet) -> tuple[Basis, str]:
     return basis, _name(basis)
 
 
+def _basis(kept: Mapping[str, Tensor], axes: str, spread: str) -> Basis:
+    """One of two that are kept; what stays in use of it does not hold on to the file."""
+    return Basis(kept["mean"].clone(), kept[axes], kept[spread].clone())
+
+
 def _name(basis: Basis) -> str:
-    parts = (basis.axes, basis.mean, basis.spread)
-    digest = hashlib.sha256(b"".join(part.numpy().tobytes() for part in parts))
+    digest = hashlib.sha256()
+    for part in (basis.axes, basis.mean, basis.spread):
+        digest.update(part.contiguous().numpy().data)  # mostly they are, and not copied
     return digest.hexdigest()[:12]
 
 
@@ -164,7 +171,7 @@ def _finer(store: ProtectedSet, parts: Sequence[Part], device: torch.device | st
     kept = store.kept("basis")
     if kept is None or "finer" not in kept[0]:
         return None
-    basis = Basis(kept[0]["mean"], kept[0]["finer"], kept[0]["finer_spread"])
+    basis = _basis(kept[0], "finer", "finer_spread")
     name, pieces = _name(basis), []
     for part in parts:
         piece = _piece(store, part, basis, f"{name}-finer-{part.name}")
@@ -184,14 +191,18 @@ def _piece(store: ProtectedSet, part: Part, basis: Basis, name: str) -> Piece | 
             return Piece(kept[0]["core"], lost, square, unit, place)
         if made:
             break
-        store.keep(name, _joined([_fine_rows(basis, *rows) for rows in _pages(store, part)]), {})
+        queries = basis.queries()
+        rows = [_fine_rows(queries, basis.spread, *page) for page in _pages(store, part)]
+        store.keep(name, _joined(rows), {})
     return None
 
 
-def _fine_rows(basis: Basis, address: np.ndarray, latents: np.ndarray) -> dict[str, Tensor]:
-    a, blur = basis.query(torch.from_numpy(latents.astype(np.float64)))
-    core, unit, lost = rounded_to_steps(a, basis.spread)
-    sketch = Sketch(core, lost + blur, unit=unit, steps=basis.spread)
+def _fine_rows(
+    queries: Queries, steps: Tensor, address: np.ndarray, latents: np.ndarray
+) -> dict[str, Tensor]:
+    a, blur = queries(torch.from_numpy(latents.astype(np.float64)))
+    core, unit, lost = rounded_to_steps(a, steps)
+    sketch = Sketch(core, lost + blur, unit=unit, steps=steps)
     made = {"core": core, "lost": sketch.lost, "square": sketch.square, "unit": unit}
     return {"address": torch.from_numpy(address.astype(np.int64)), **made}
 

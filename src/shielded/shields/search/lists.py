@@ -108,14 +108,14 @@ class Lists:
             on = a + steps * move
             few, spare = self._few(near, self._margins(near, on, blur), inf, need, pace)
             if spare > furthest(on - a) + need:
-                near = self._add(near.pick(few, on, spare))
+                near = self._add(near, few, on, spare)
                 left = near.left(a)
         margin = self._margins(near, a, blur)
         while len(margin) > SHORTEST:
             few, spare = self._few(near, margin, left, need, pace)
             if spare == -inf:
                 break
-            near, margin, left = self._add(near.pick(few, a, spare)), margin[few], spare
+            near, margin, left = self._add(near, few, a, spare), margin[few], spare
         return near, margin
 
     def bounds(self, near: List, a: Tensor, blur: float) -> Tensor:
@@ -151,15 +151,16 @@ class Lists:
         few = (~(margin > spare)).nonzero()[:, 0]
         return few, spare if len(few) <= most else -inf
 
-    def _add(self, near: List) -> List:
-        """Keep a list; the oldest of its depth goes."""
-        same = [k for k, other in enumerate(self._lists) if other.depth == near.depth]
+    def _add(self, near: List, few: Tensor, at: Tensor, spare: float) -> List:
+        """Keep a shorter list, as List.pick makes it; the oldest as short goes, before it comes."""
+        depth = near.depth + 1
+        same = [k for k, other in enumerate(self._lists) if other.depth == depth]
         if len(same) == TRACKS:
             del self._lists[same[0]]
-        after = sum(other.depth <= near.depth for other in self._lists)
-        self._lists.insert(after, near)
-        if near.depth == 1:
-            self._skin = near.spare
+        near = near.pick(few, at, spare)
+        self._lists.insert(sum(other.depth <= depth for other in self._lists), near)
+        if depth == 1:
+            self._skin = spare
         return near
 
 

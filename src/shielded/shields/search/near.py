@@ -58,7 +58,8 @@ class Near:
         """The hits of x (B, D), which begins at place `start` of all points."""
         reach = radius or 0.0
         # The screen measures by a product, which is off by up to D roundings of such squares.
-        size = float(vector_norm(x - screen.basis.mean, dim=1).max() + screen.radius.max()) + reach
+        far = vector_norm(x - screen.queries.mean, dim=1).max()
+        size = float(far + screen.radius.max()) + reach
         near = screen.near(x, reach + 1e-5 * size)
         z = near.z.to(torch.float64)
         distance = torch.cdist(x, z, compute_mode="donot_use_mm_for_euclid_dist")

@@ -63,7 +63,7 @@ class Screen:
         finer: Finer | None = None,
         announce: Callable[[Tensor], None] | None = None,
     ):
-        self.basis, self.sketch, self.radius = basis, sketch, radius
+        self.queries, self.sketch, self.radius = basis.queries(), sketch, radius
         self.fetch, self.finer = fetch, finer
         self._widest = float(radius.max()) if len(radius) else 0.0
         self._lists = Lists(sketch, up(radius + sketch.lost))
@@ -82,7 +82,7 @@ class Screen:
 
         But for some rows (K,), ascending, that are known.
         """
-        a, blur = self.basis.query(x)
+        a, blur = self.queries(x)
         row, soon = self._lists.near(a, blur, reach)
         if but is not None and len(but):
             at = torch.searchsorted(but.contiguous(), row).clamp_(max=len(but) - 1)
@@ -96,7 +96,7 @@ class Screen:
         """For each x (B, D) the reference with the smallest distance / radius, and maybe others."""
         if not len(self.radius):
             return Found(x.new_zeros(0, dtype=torch.long), Rough.of(x[:0]))
-        row = self._closest(x, *self.basis.query(x)).unique()
+        row = self._closest(x, *self.queries(x)).unique()
         return Found(row, self._memory.points(row))
 
     def _measured(self, x: Tensor, row: Tensor, reach: float) -> Found:

@@ -14,6 +14,7 @@ from shielded.shields.search.product import Digits, Floats, Halves, Widened, mul
 __all__ = ["Sketch", "up"]
 
 FEW = 4096  # rows that are worth float32
+PAGE = 512  # rows that are put into it at once, to square them
 MOST = 3e38  # what is further than float32 can tell is no nearer
 
 
@@ -127,13 +128,13 @@ class Sketch:
 
     def _floats(self, core: Tensor) -> Tensor:
         """Sketches in float32, but for their units."""
-        core = core.to(torch.float32)
-        return core if self.steps is None else core * self.steps.to(torch.float32)
+        wide = core.to(torch.float32)  # of integers it is a copy
+        return wide if self.steps is None else wide.mul_(self.steps.to(torch.float32))
 
     def _squares(self) -> Tensor:
         found = torch.empty(len(self), dtype=torch.float32, device=self.core.device)
         # Into one tensor: small ones that stay would keep the memory of the large between them.
-        for into, part in zip(found.split(FEW), self.core.split(FEW), strict=True):
+        for into, part in zip(found.split(PAGE), self.core.split(PAGE), strict=True):
             torch.sum(self._floats(part).square(), 1, out=into)
         return found if self.unit is None else found.mul_(self.unit).mul_(self.unit)
 
