@@ -426,6 +426,30 @@ def test_nothing_is_missed_along_a_trajectory(seed, kind, dtype, r, known):
         assert one.scans < 70, "lists were used"
 
 
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from(KINDS[:3]), st.floats(0.02, 0.3))
+def test_what_a_list_leaves_out_is_as_far_away_as_it_says(seed, kind, pace):
+    """Also where a list was made of margins of calls before, on a list with little left."""
+    generator = torch.Generator().manual_seed(seed)
+    z = points(kind, 300, 8, generator)
+    one, _ = screen(z, 0.3 * float(distances(z[:50].double(), z).median()))
+    a, made = Basis.fit(z[:200])(z), 0
+    x = z.double().mean(0) + 0.1 * torch.randn(4, 8, generator=generator, dtype=torch.float64)
+    way = torch.randn(4, 8, generator=generator, dtype=torch.float64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("shielded.shields.search.lists.SHORTEST", 8)
+        for step in range(25):
+            x = x + pace * way * (1 if step % 2 else 0.1)
+            one.near(x.clone())
+            for some in one._lists._lists[1:]:
+                out = torch.ones(len(z), dtype=torch.bool)
+                out[some.row.long()] = False
+                gap = (distances(some.at, a[out]) - one.radius[out]).amin(0)
+                assert bool((gap >= some.spare - 1e-5).all())
+                made += 1
+    assert made
+
+
 def test_tracks_are_told_apart():
     """Images and where they were moved to, in turn: each goes on from its own last place."""
     generator = torch.Generator().manual_seed(0)

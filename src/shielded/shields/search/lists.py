@@ -19,6 +19,7 @@ from shielded.shields.search.tracks import Tracks, furthest
 __all__ = ["List", "Lists"]
 
 SHARES = (1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64)  # of a list, that the next may have
+USUAL = 1 / 16  # of them, that one made further on has
 SAMPLE = 1024  # margins that tell how many others there are
 WORTH = 0.8  # of the cost of a list, that it must be cheaper to make another
 TAKE = 2.0  # times as long as reading sketches: to put them into another list
@@ -29,10 +30,12 @@ SOON = 0.2  # of the way to the next call: what is no further outside is mostly 
 TRACKS = 2  # lists of each length: images, and where they were moved to
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class List:
     """Rows (U,) of the set, their sketches, their radii with losses: all there are, but for those
     that were at least `spare` outside their shields for queries of sketches `at` (B, m + 1).
+
+    `told` are the margins (U,) that were read last, and the queries whose they are.
     """
 
     row: Tensor
@@ -41,6 +44,7 @@ class List:
     at: Tensor
     spare: float
     depth: int = 0
+    told: tuple[Tensor, Tensor] | None = None
 
     def left(self, a: Tensor) -> float:
         """How much further queries that are at a (B, m + 1) may go, at least."""
@@ -77,8 +81,8 @@ class Lists:
             if left > need:
                 yield near, left
 
-    def _shortest(self, a: Tensor, need: float) -> tuple[List, float]:
-        return next(self.valid(a, need), (self._lists[0], inf))
+    def _shortest(self, a: Tensor, need: float) -> List:
+        return next(self.valid(a, need), (self._lists[0], inf))[0]
 
     def near(self, a: Tensor, blur: float, reach: float) -> tuple[Tensor, Tensor]:
         """Rows (M,), ascending, of all references within radius + reach, and of a few others.
@@ -87,9 +91,9 @@ class Lists:
         shorter lists are made from them, as far as they pay.
         """
         need = reach + 2 * blur
-        near, left = self._shortest(a, need)
+        near = self._shortest(a, need)
         if len(near.row) > SHORTEST:
-            near, margin = self._shorten(near, left, a, blur, need)
+            near, margin = self._shorten(near, a, blur, need)
         else:
             margin = self._margins(near, a, blur)
         soon = SOON * self._tracks.add(a)
@@ -97,26 +101,53 @@ class Lists:
         row, out = near.row[few].long(), margin[few] > reach
         return row[~out], row[out]
 
-    def _shorten(
-        self, near: List, left: float, a: Tensor, blur: float, need: float
-    ) -> tuple[List, Tensor]:
-        """The shortest list that can be made of one, and the margins of all that are on it."""
+    def _shorten(self, near: List, a: Tensor, blur: float, need: float) -> tuple[List, Tensor]:
+        """The shortest list that pays to be made of one, and the margins of all that are on it."""
         move, before = self._tracks.moves(a)
         pace = min(furthest(move), furthest(before))
         steps = min(AHEAD * self._skin / max(pace, 1e-300), STEPS)
-        if not near.depth and steps > 1 and _steady(move, before):
-            on = a + steps * move
-            few, spare = self._few(near, self._margins(near, on, blur), inf, need, pace)
-            if spare > furthest(on - a) + need:
-                near = self._add(near, few, on, spare)
-                left = near.left(a)
-        margin = self._margins(near, a, blur)
-        while len(margin) > SHORTEST:
-            few, spare = self._few(near, margin, left, need, pace)
-            if spare == -inf:
-                break
-            near, margin, left = self._add(near, few, a, spare), margin[few], spare
-        return near, margin
+        ahead = not near.depth and steps > 1 and _steady(move, before)
+        near = self._shorter(near, a, need, pace, worth=_ahead(steps) if ahead else WORTH)
+        if ahead and not near.depth:
+            self._margins(near, a + steps * move, blur)
+            near = self._shorter(near, a, need, pace, more=2 * steps)  # there, and as far beyond
+        return near, self._margins(near, a, blur)
+
+    def _shorter(
+        self,
+        near: List,
+        a: Tensor,
+        need: float,
+        pace: float,
+        more: float = 0.0,
+        worth: float = WORTH,
+    ) -> List:
+        """A list of the nearest for queries a (B, m + 1), by the margins that one was told last.
+
+        As many as make calls cheapest: a short list is read fast and soon made again. It serves
+        this call, `more`, and those until queries that keep their pace are too far. The same list
+        where none costs less than `worth`.
+        """
+        if near.told is None or len(near.told[1]) != len(a):
+            return near
+        margin, at = near.told
+        left, least = near.left(at), need + furthest(a - at)
+        some = margin[:: max(1, len(margin) // SAMPLE)].sort().values
+        shares = [share for share in SHARES if near.depth or share <= SHARES[2]]
+        spares = some[[int(share * len(some)) for share in shares]].tolist()
+        best, spare, most = worth, -inf, 0.0
+        for share, out in zip(shares, spares, strict=True):
+            if min(out, left) > least:
+                calls = 1 + more + (min(out, left) - least) / max(pace, 1e-300)
+                cost = (1 + TAKE * share + calls * share) / (1 + calls)
+                if cost < best:
+                    best, spare, most = cost, min(out, left), 2 * share * len(margin)
+        if spare == -inf:
+            if not near.depth:  # one made further on would not have reached this far
+                self._skin = min(self._skin, spares[0])
+            return near
+        few = (~(margin > spare)).nonzero()[:, 0]
+        return near if len(few) > most else self._add(near, few, at, spare)
 
     def bounds(self, near: List, a: Tensor, blur: float) -> Tensor:
         """(B, U) float32: what distances to all of a list are at least."""
@@ -130,26 +161,10 @@ class Lists:
 
     def _margins(self, near: List, a: Tensor, blur: float) -> Tensor:
         self.read += len(near.row)
-        return near.sketch.margins(a, blur, near.wide)
-
-    def _few(
-        self, near: List, margin: Tensor, left: float, need: float, pace: float
-    ) -> tuple[Tensor, float]:
-        """Places (V,) of the nearest in a list, and how far the first that they leave out is.
-
-        As many as make the next calls cheapest: a short list is read fast and soon made again.
-        """
-        some = margin[:: max(1, len(margin) // SAMPLE)].sort().values
-        shares = [share for share in SHARES if near.depth or share <= SHARES[2]]
-        spares = some[[int(share * len(some)) for share in shares]].tolist()
-        best, spare, most = WORTH, -inf, 0.0
-        for share, next_out in zip(shares, spares, strict=True):
-            calls = (min(next_out, left) - need) / max(pace, 1e-300)
-            cost = share + (1 + TAKE * share) / calls if calls > 1 else inf
-            if cost < best:
-                best, spare, most = cost, min(next_out, left), 2 * share * len(margin)
-        few = (~(margin > spare)).nonzero()[:, 0]
-        return few, spare if len(few) <= most else -inf
+        margin = near.sketch.margins(a, blur, near.wide)
+        if len(margin) > SHORTEST:
+            near.told = margin, a
+        return margin
 
     def _add(self, near: List, few: Tensor, at: Tensor, spare: float) -> List:
         """Keep a shorter list, as List.pick makes it; the oldest as short goes, before it comes."""
@@ -162,6 +177,12 @@ class Lists:
         if depth == 1:
             self._skin = spare
         return near
+
+
+def _ahead(steps: float) -> float:
+    """What a call may cost where a list can be made so many calls further on."""
+    calls = 1 + 2 * steps
+    return min((1 + (TAKE + calls) * USUAL) / calls, WORTH)
 
 
 def _steady(move: Tensor, before: Tensor) -> bool:
