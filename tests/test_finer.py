@@ -150,6 +150,27 @@ def test_what_finer_sketches_ruled_out_is_known_at_the_next_call(folder):
     assert asked[0] > 4 * max(asked[1:])
 
 
+def test_very_many_that_are_in_memory_are_not_all_measured(folder, monkeypatch):
+    generator = torch.Generator().manual_seed(3)
+    z = points(folder)
+    x = z[::60].double() + 0.2 * torch.randn(5, 64, generator=generator)
+    radius, measured = float(distances(x, z).quantile(0.02)), {}
+    for large in (0, 10**6):
+        monkeypatch.setattr("shielded.shields.search.screen.LARGE", large)
+        screen = load(folder, radius)[0]
+        screen._memory.points(torch.arange(len(z)))
+        hits = screen._hits
+
+        def counted(x, rough, row, *others, large=large, hits=hits):
+            measured[large] = len(row)
+            return hits(x, rough, row, *others)
+
+        screen._hits = counted
+        row = screen.near(x).row
+        assert row.tolist() == (distances(x, z) <= radius).any(0).nonzero()[:, 0].tolist()
+    assert measured[0] < measured[10**6]
+
+
 def test_finer_sketches_are_made_only_where_they_are_kept_and_pay(folder, monkeypatch):
     keep = ProtectedSet.keep
 

@@ -29,7 +29,8 @@ from shielded.shields.search.tracks import furthest
 __all__ = ["Found", "Screen"]
 
 KNOWN = 128  # so many left to measure are worth a look at what is known
-MANY = 512  # and so many finer sketches
+MANY = 512  # and so many finer sketches, if they would be fetched
+LARGE = 2048  # or else so many
 NUMBERS = 1 << 22  # of points that are measured at once: larger memory is never used again
 
 
@@ -137,10 +138,10 @@ class Screen:
         return Found(row[found], z.pick(found))
 
     def _sharper(self, x: Tensor, row: Tensor, reach: float) -> Tensor:
-        """Those of rows (M,) that finer sketches do not rule out, where many would be fetched."""
+        """Those of rows (M,) that finer sketches do not rule out, where these pay."""
         if self.finer is None or len(row) <= MANY:
             return row
-        maybe = self._memory.here(row)
+        maybe = self._memory.here(row) & (len(row) <= LARGE)
         away = (~maybe).nonzero()[:, 0]
         if len(away) <= MANY:
             return row
