@@ -12,7 +12,7 @@ from shielded.distances import Rough
 
 __all__ = ["Memory"]
 
-SOME, HOT = 1 << 24, 1 << 26  # bytes of points: at first; at most
+SOME, HOT = 1 << 22, 1 << 26  # bytes of points: at first; at most
 REGRET = 1 / 8  # of what is kept, that is asked for again once it was let go: more is kept then
 NEVER, LET_GO, TOLD = -1, -2, -3  # no place: not here yet; not any more; not yet, but announced
 BESIDE = 12  # bytes beside a point: its row and its square
