@@ -35,7 +35,7 @@ __all__ = [
 TOP, BASE = 127, 128  # the largest digit, and what the first counts for
 CACHED = 1 << 18  # products at once that stay in the cache
 PIECE = 1 << 19  # numbers of sketches that are widened at once, and stay there as float32
-LONG = 1 << 19  # sums of integers at once: to start on more costs more than the cache saves
+LONG = 1 << 19  # sums of integers at once: fewer take longer, more leave holes in memory
 SMALL, LARGE = 1e-30, 1e38  # units of float32 that can still be multiplied
 LEAST = 2.0**-140  # more than float32 moves what is too small for it
 # What a processor multiplies as it is, without a step through float32.
