@@ -19,7 +19,7 @@ from shielded.shields.search.tracks import Tracks, furthest
 __all__ = ["List", "Lists"]
 
 SHARES = (1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64)  # of a list, that the next may have
-USUAL = 1 / 16  # of them, that one made further on has
+USUAL = 1 / 16  # the share that one made further on is reckoned with
 SAMPLE = 1024  # margins that tell how many others there are
 WORTH = 0.8  # of the cost of a list, that it must be cheaper to make another
 TAKE = 2.0  # times as long as reading sketches: to put them into another list
@@ -87,8 +87,8 @@ class Lists:
     def near(self, a: Tensor, blur: float, reach: float) -> tuple[Tensor, Tensor]:
         """Rows (M,), ascending, of all references within radius + reach, and of a few others.
 
-        And rows (L,) of those that may well be so at the next call. Where this takes many margins,
-        shorter lists are made from them, as far as they pay.
+        And rows (L,) of those that may well be so at the next call. Where this would take many
+        margins, shorter lists are made from those of calls before, as far as they pay.
         """
         need = reach + 2 * blur
         near = self._shortest(a, need)
@@ -134,17 +134,18 @@ class Lists:
         left, least = near.left(at), need + furthest(a - at)
         some = margin[:: max(1, len(margin) // SAMPLE)].sort().values
         shares = [share for share in SHARES if near.depth or share <= SHARES[2]]
-        spares = some[[int(share * len(some)) for share in shares]].tolist()
+        next_out = some[[int(share * len(some)) for share in shares]].tolist()
         best, spare, most = worth, -inf, 0.0
-        for share, out in zip(shares, spares, strict=True):
-            if min(out, left) > least:
-                calls = 1 + more + (min(out, left) - least) / max(pace, 1e-300)
+        for share, out in zip(shares, next_out, strict=True):
+            skin = min(out, left)
+            if skin > least:
+                calls = 1 + more + (skin - least) / max(pace, 1e-300)
                 cost = (1 + TAKE * share + calls * share) / (1 + calls)
                 if cost < best:
-                    best, spare, most = cost, min(out, left), 2 * share * len(margin)
+                    best, spare, most = cost, skin, 2 * share * len(margin)
         if spare == -inf:
-            if not near.depth:  # one made further on would not have reached this far
-                self._skin = min(self._skin, spares[0])
+            if not near.depth:  # the longest list would not have had a thicker one
+                self._skin = min(self._skin, next_out[0])
             return near
         few = (~(margin > spare)).nonzero()[:, 0]
         return near if len(few) > most else self._add(near, few, at, spare)
