@@ -109,7 +109,7 @@ class Crowd:
         sure = (d2 - limit).abs() > off.add_(EQUAL * limit.abs())  # NaN is not
         columns = (asked & ~sure).any(0).nonzero()[:, 0]
         if len(columns):
-            d2[:, columns] = squared_distances(x, self.points(columns))
+            d2.index_copy_(1, columns, squared_distances(x, self.points(columns)))
         return d2
 
     def centred(self, wanted: Tensor) -> tuple[Tensor | slice, Centred]:
@@ -133,7 +133,7 @@ class Crowd:
         if columns is not None:
             cuts = torch.searchsorted(columns, columns.new_tensor(self._starts)).tolist()
             each = zip(parts, self._starts, pairwise(cuts), strict=False)
-            parts = [z[columns[low:high] - start] for z, start, (low, high) in each]
+            parts = [z.index_select(0, columns[low:high] - start) for z, start, (low, high) in each]
         return parts[0].double() if len(parts) == 1 else torch.cat([z.double() for z in parts])
 
     def _all(self) -> Centred:

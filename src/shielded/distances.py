@@ -73,8 +73,8 @@ class Rough(NamedTuple):
         return cls(points, squares.to(torch.float32))
 
     def pick(self, some: Tensor) -> Rough:
-        """Of some of them."""
-        return Rough(self.points[some], self.squares[some])
+        """Of some (n,) of them."""
+        return Rough(self.points.index_select(0, some), self.squares.index_select(0, some))
 
 
 def rough_squares(x: Rough, z: Rough) -> tuple[Tensor, Tensor]:

@@ -33,8 +33,9 @@ class Gaps:
         -inf where nothing is known. What is learned next is learned of these queries.
         """
         ways = self._gap.new_tensor(self._anchors.ways(x))
-        call, oldest = self._call[row], self._anchors.calls - ANCHORS + 1
-        gap = self._gap[row] * (1 - 2.0**-22) - ways[call % ANCHORS]  # for all that float32 rounds
+        call, oldest = self._call.index_select(0, row), self._anchors.calls - ANCHORS + 1
+        gap = self._gap.index_select(0, row) * (1 - 2.0**-22)  # for all that float32 rounds
+        gap -= ways.index_select(0, call % ANCHORS)
         gap = torch.where(call >= oldest, gap, -inf)
         # The oldest anchor comes to x: what was learned there stays true, less the way.
         self._anchors.move(x)
@@ -47,5 +48,5 @@ class Gaps:
 
         A gap that is not a number, or is infinite, is not known.
         """
-        self._gap[row] = gap.nan_to_num(nan=-inf, posinf=-inf)
-        self._call[row] = self._anchors.calls
+        self._gap.index_copy_(0, row, gap.nan_to_num(nan=-inf, posinf=-inf))
+        self._call.index_fill_(0, row, self._anchors.calls)

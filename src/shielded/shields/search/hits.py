@@ -30,12 +30,12 @@ class Hits:
     @classmethod
     def of(cls, found: Found, screen: Screen, address: Tensor) -> Hits:
         """What a search found, whose rows are those of `screen` and have `address` (N,)."""
-        at = address[found.row.cpu()]
+        at, r = address.index_select(0, found.row.cpu()), screen.radius.index_select(0, found.row)
         if bool((at[1:] > at[:-1]).all()):  # mostly: and there may be thousands of points to copy
-            return cls(at, found.rough, screen.radius[found.row], found.row)
+            return cls(at, found.rough, r, found.row)
         at, order = at.sort()
         order = order.to(found.row.device)
-        return cls(at, found.rough.pick(order), screen.radius[found.row[order]])
+        return cls(at, found.rough.pick(order), r.index_select(0, order))
 
     @property
     def z(self) -> Tensor:

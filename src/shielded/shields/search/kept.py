@@ -75,7 +75,8 @@ class Points:
 
     def __call__(self, row: Tensor) -> Tensor:
         """(n, D) as they are stored."""
-        return torch.from_numpy(np.array(self._disk(self._of(row))))
+        z = self._disk(self._of(row))
+        return torch.from_numpy(z if z.flags.writeable else z.copy())
 
     def announce(self, row: Tensor) -> None:
         """Let the disk read them in the meantime."""

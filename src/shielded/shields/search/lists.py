@@ -58,7 +58,8 @@ class List:
     def pick(self, few: Tensor, at: Tensor, spare: float) -> List:
         """A shorter list, of the rows at places `few` (V,) in this one."""
         some = self.sketch.pick(few)
-        return List(self.row[few], some, self.wide[few], at, spare, self.depth + 1)
+        row, wide = self.row.index_select(0, few), self.wide.index_select(0, few)
+        return List(row, some, wide, at, spare, self.depth + 1)
 
 
 class Lists:
@@ -98,7 +99,7 @@ class Lists:
             margin = self._margins(near, a, blur)
         soon = SOON * self._tracks.add(a)
         few = (~(margin > reach + soon)).nonzero()[:, 0]
-        row, out = near.row[few].long(), margin[few] > reach
+        row, out = near.row.index_select(0, few).long(), margin.index_select(0, few) > reach
         return row[~out], row[out]
 
     def _shorten(self, near: List, a: Tensor, blur: float, need: float) -> tuple[List, Tensor]:
@@ -132,6 +133,8 @@ class Lists:
             return near
         margin, at = near.told
         left, least = near.left(at), need + furthest(a - at)
+        if left <= least:
+            return near
         some = margin[:: max(1, len(margin) // SAMPLE)].sort().values
         shares = [share for share in SHARES if near.depth or share <= SHARES[2]]
         next_out = some[[int(share * len(some)) for share in shares]].tolist()

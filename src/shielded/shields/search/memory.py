@@ -12,7 +12,7 @@ from shielded.distances import Rough
 
 __all__ = ["Memory"]
 
-SOME, HOT = 1 << 22, 1 << 26  # bytes of points: at first; at most
+SOME, HOT = 1 << 21, 1 << 26  # bytes of points: at first; at most
 REGRET = 1 / 8  # of what is kept, that is asked for again once it was let go: more is kept then
 NEVER, LET_GO, TOLD = -1, -2, -3  # no place: not here yet; not any more; not yet, but announced
 BESIDE = 12  # bytes beside a point: its row and its square
@@ -40,53 +40,68 @@ class Memory:
         """The points (M, D) of rows; those that are not here are fetched, as float32 holds them."""
         if not len(row):
             return Rough(self._none, self._none[:, 0])
-        place = self._place[row].long()
-        if int(place.amin()) >= 0:
-            return Rough(self._z.index_select(0, place).to(torch.float32), self._square[place])
+        place = self._place.index_select(0, row).long()
         missing = (place < 0).nonzero()[:, 0]
-        fresh = self.fetch(row[missing].cpu()).to(row.device)
+        if not len(missing):
+            return self._at(place)
+        new = row.index_select(0, missing)
+        fresh = self.fetch(new.cpu()).to(row.device)
         found = Rough.of(fresh)
-        square = found.squares
-        if len(missing) < len(row):
-            place_or_any = place.clamp(min=0)
-            z = self._z.index_select(0, place_or_any).index_copy_(0, missing, fresh)
-            squares = self._square[place_or_any].index_copy_(0, missing, square)
-            found = Rough(z.to(torch.float32), squares)
         self._again += int((place == LET_GO).sum())
-        if not len(self._row):
-            self._make_room(fresh, SOME)
-        elif self._again > REGRET * len(self._row):
-            self._make_room(fresh, 2 * len(self._row) * self._bytes(fresh))
-        self._keep(row[missing], fresh, square)
-        return found
+        self._make_room(fresh, len(row))
+        self._keep(new, fresh, found.squares)
+        if len(new) == len(row):
+            return found
+        place = self._place.index_select(0, row).long()
+        if int(place.amin()) >= 0:
+            return self._at(place)
+        return Rough.of(self.fetch(row.cpu()).to(row.device))  # of these some had to go for others
+
+    def _at(self, place: Tensor) -> Rough:
+        """The points at places (M,)."""
+        z = self._z.index_select(0, place).to(torch.float32)
+        return Rough(z, self._square.index_select(0, place))
 
     def expect(self, row: Tensor) -> None:
         """Let those of rows (M,) that were never here be read: they may be asked for next."""
         if self._announce is None or not len(row):
             return
-        row = row[self._place[row] == NEVER]
+        row = row[self._place.index_select(0, row) == NEVER]
         if 0 < len(row) <= EXPECTED:
-            self._place[row] = TOLD
+            self._place.index_fill_(0, row, TOLD)
             self._announce(row.cpu())
 
     def here(self, row: Tensor) -> Tensor:
         """(M,) bool: which of the rows are in memory; the others would have to be fetched."""
-        return self._place[row] >= 0
+        return self._place.index_select(0, row) >= 0
 
     def _keep(self, row: Tensor, z: Tensor, square: Tensor) -> None:
         """Put points where the oldest are."""
-        room = len(self._row)
+        room, start = len(self._row), 0
         row, z, square = row[-room:], z[-room:], square[-room:]
-        place = torch.arange(self._new, self._new + len(row), device=row.device) % room
-        self._new += len(row)
-        old = self._row[place]
-        self._place[old[old >= 0]] = LET_GO
-        self._place[row] = place.int()
-        self._row[place], self._z[place], self._square[place] = row, z, square
+        while start < len(row):  # in one run or, from the end on to the beginning, in two
+            first = self._new % room
+            count = min(len(row) - start, room - first)
+            here, some = slice(first, first + count), slice(start, start + count)
+            old = self._row[here]
+            self._place.index_fill_(0, old[old >= 0], LET_GO)
+            place = torch.arange(first, first + count, dtype=torch.int32, device=row.device)
+            self._place.index_copy_(0, row[some], place)
+            self._row[here], self._z[here], self._square[here] = row[some], z[some], square[some]
+            start, self._new = start + count, self._new + count
 
-    def _make_room(self, like: Tensor, size: int) -> None:
-        """Room for `size` bytes, HOT at most; what is here stays."""
-        count = min(max(1, min(size, HOT) // self._bytes(like)), len(self._place))
+    def _make_room(self, like: Tensor, asked: int) -> None:
+        """Room for all that one call asks for, and for more where it is needed; HOT at most."""
+        room, size = len(self._row), like[0].nbytes + BESIDE
+        wanted = room if room else SOME // size
+        if self._again > REGRET * room:
+            wanted = 2 * room
+        count = min(max(wanted, asked, 1), max(HOT // size, 1), len(self._place))
+        if count > room:
+            self._grow(like, count)
+
+    def _grow(self, like: Tensor, count: int) -> None:
+        """Room for so many points; what is here stays."""
         used = min(self._new, len(self._row))
         at = torch.arange(self._new - used, self._new, device=like.device) % max(used, 1)
         row, z, square = self._row[at], self._z[:used], self._square[at]
@@ -97,7 +112,3 @@ class Memory:
             self._row[:used], self._z[:used], self._square[:used] = row, z[at], square
             self._place[row] = torch.arange(used, dtype=torch.int32, device=like.device)
         self._new, self._again = used, 0
-
-    def _bytes(self, like: Tensor) -> int:
-        """What a point takes, with what is kept beside it."""
-        return like[0].nbytes + BESIDE

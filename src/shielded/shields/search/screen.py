@@ -106,8 +106,8 @@ class Screen:
             return Found(row, self._memory.points(row))
         many, rough = len(row) > KNOWN, Rough.of(x)
         if many:
-            unsure = ~(self._gaps.of(rough, row) > reach * (1 + 1e-6))
-            row = self._sharper(x, row[unsure], reach)
+            unsure = (~(self._gaps.of(rough, row) > reach * (1 + 1e-6))).nonzero()[:, 0]
+            row = self._sharper(x, row.index_select(0, unsure), reach)
             if not len(row):
                 return Found(row, self._memory.points(row))
         size = max(1, NUMBERS // x.shape[1])
@@ -124,18 +124,18 @@ class Screen:
         low = (d2 - off).amin(0)
         if learn:
             self._learn(row, low.clamp(min=0).sqrt_())
-        limit = (self.radius[row] + reach).square()
+        limit = (self.radius.index_select(0, row) + reach).square()
         few = (~(low > limit)).nonzero()[:, 0]
-        if not len(few):
-            return Found(few, self._memory.points(few))
-        row, z = row[few], z.pick(few)
-        hit = (d2[:, few].add_(off[:, few]) <= limit[few]).any(0)
-        unsure = (~hit).nonzero()[:, 0]
-        if not len(unsure):
-            return Found(row, z)
-        hit[unsure] = self._inside(x, row[unsure], z.points[unsure].to(torch.float64), reach)
-        found = hit.nonzero()[:, 0]
-        return Found(row[found], z.pick(found))
+        if len(few):
+            high = d2.index_select(1, few).add_(off.index_select(1, few))
+            hit = (high <= limit.index_select(0, few)).any(0)
+            unsure = (~hit).nonzero()[:, 0]
+            if len(unsure):
+                some = few[unsure]
+                exact = z.points.index_select(0, some).to(torch.float64)
+                hit[unsure] = self._inside(x, row[some], exact, reach)
+            few = few[hit]
+        return Found(row.index_select(0, few), z.pick(few))
 
     def _sharper(self, x: Tensor, row: Tensor, reach: float) -> Tensor:
         """Those of rows (M,) that finer sketches do not rule out, where these pay."""
@@ -151,7 +151,8 @@ class Screen:
 
     def _learn(self, row: Tensor, least: Tensor) -> Tensor:
         """How far outside the shields of rows (M,) all are, who are so far from them at least."""
-        gap = least.mul_(1 - 1e-6) - up(self.radius[row])  # for all that float32 rounds
+        r = up(self.radius.index_select(0, row))
+        gap = least.mul_(1 - 1e-6) - r  # for all that float32 rounds
         self._gaps.learn(row, gap)
         return gap
 

@@ -45,8 +45,9 @@ class Sketch:
 
     def pick(self, row: Tensor) -> Sketch:
         """The sketches of some rows (U,); of few in float32, for a sharper product."""
-        core, lost, square = self.core.index_select(0, row), self.lost[row], self.square[row]
-        unit = None if self.unit is None else self.unit[row]
+        core, lost = self.core.index_select(0, row), self.lost.index_select(0, row)
+        square = self.square.index_select(0, row)
+        unit = None if self.unit is None else self.unit.index_select(0, row)
         if len(row) > FEW:
             return Sketch(core, lost, square, unit, self.steps)
         core = self._floats(core)
