@@ -67,15 +67,15 @@ class Closest:
         if len(near.row) > SOME:
             some = torch.arange(0, len(near.row), -(-len(near.row) // SOME), device=a.device)
             near = near.pick(some, a, 0.0)
-        radius = self._radius[near.row.long()].to(torch.float32)
+        radius = self._radius.index_select(0, near.row).to(torch.float32)
         share = _share(self._lists.bounds(near, a, blur), radius)
         few = share.topk(min(EACH, len(near.row)), largest=False).indices.unique()
-        _, high = measured(Rough.of(x), self._memory.points(near.row[few].long()))
-        return _share(high, radius[few]).amin(1)
+        _, high = measured(Rough.of(x), self._memory.points(near.row.index_select(0, few).long()))
+        return _share(high, radius.index_select(0, few)).amin(1)
 
     def _best(self, near: List, x: Tensor, a: Tensor, blur: float, best: Tensor) -> Tensor:
         """The rows of a list with the smallest share, of which best (B,) is no smaller."""
-        row, radius = near.row.long(), self._radius[near.row.long()].to(torch.float32)
+        row, radius = near.row.long(), self._radius.index_select(0, near.row).to(torch.float32)
         share = _share(self._lists.bounds(near, a, blur), radius)
         race = _Race(Rough.of(x), self._memory, row, radius, share, best.clone())
         race.measure(race.leaders())
@@ -120,7 +120,7 @@ class _Race:
 
     def leaders(self, among: Tensor | None = None) -> Tensor:
         """Places of those that seem closest to each query, EACH of all or `among` some (V,)."""
-        share = self.share if among is None else self.share[:, among]
+        share = self.share if among is None else self.share.index_select(1, among)
         return share.topk(min(EACH, share.shape[1]), largest=False).indices.unique()
 
     def left(self, but: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -137,24 +137,27 @@ class _Race:
 
     def measure(self, few: Tensor) -> None:
         """Measure those at places few (V,) that may still be the best."""
-        few = few[(~(self.share[:, few] > self.best[:, None])).any(0)]
+        few = few[(~(self.share.index_select(1, few) > self.best[:, None])).any(0)]
         if not len(few):
             return
-        low, high = measured(self.x, self.memory.points(self.row[few]))
-        self.share[:, few] = _share(low, self.radius[few])
-        torch.minimum(self.best, _share(high, self.radius[few]).amin(1), out=self.best)
-        self.measured[few] = True
+        low, high = measured(self.x, self.memory.points(self.row.index_select(0, few)))
+        radius = self.radius.index_select(0, few)
+        self.share.index_copy_(1, few, _share(low, radius))
+        torch.minimum(self.best, _share(high, radius).amin(1), out=self.best)
+        self.measured.index_fill_(0, few, True)
 
     def sharpen(self, some: Tensor, finer: Finer, query: Query) -> None:
         """Read the finer sketches of those at places some (V,), ascending."""
         if len(some):
-            bounds = _share(finer.bounds(query, self.row[some]), self.radius[some])
-            self.share[:, some] = torch.maximum(self.share[:, some], bounds)
+            bounds = finer.bounds(query, self.row.index_select(0, some))
+            share = _share(bounds, self.radius.index_select(0, some))
+            share = torch.maximum(self.share.index_select(1, some), share)
+            self.share.index_copy_(1, some, share)
 
     def winners(self) -> Tensor:
         """Places of those measured that may be the best of some query, ascending."""
         few = self.measured.nonzero()[:, 0]
-        return few[(self.share[:, few] <= self.best[:, None]).any(0)]
+        return few[(self.share.index_select(1, few) <= self.best[:, None]).any(0)]
 
 
 def measured(x: Rough, z: Rough) -> tuple[Tensor, Tensor]:

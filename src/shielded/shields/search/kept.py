@@ -141,7 +141,7 @@ def _sketched(
         made = kept[0]
         place = _places(made["address"], part)
         if place is not None:
-            return {key: tensor[place] for key, tensor in made.items()}
+            return {key: tensor.index_select(0, place) for key, tensor in made.items()}
     made = _joined([_rows(basis, *rows, dtype) for rows in _pages(store, part)])
     made["radius"] = torch.from_numpy(store.radii(part).astype(np.float64))
     store.keep(name, made, {})
