@@ -117,6 +117,25 @@ def test_no_reference_is_missed(seed, d, kind, dtype, quantile):
     assert missed(many.near(x, reach=r / 3), x, z, mixed + r / 3) == 0
 
 
+@pytest.mark.parametrize("kind", ["random", "clustered", "duplicated"])
+@pytest.mark.parametrize("d", [20, 784])
+def test_nothing_is_found_that_is_outside(d, kind):
+    """Whatever the sketches let through: what they leave open float32 tells, and then float64."""
+    generator = torch.Generator().manual_seed(d)
+    z = points(kind, 600, d, generator)
+    x = z[:4].double() + 0.3 * torch.randn(4, d, generator=generator, dtype=torch.float64)
+    least, size = distances(x, z).amin(0), float(x.norm(dim=1).max())
+    for place in (0.1, 0.5):
+        low, high = least.sort().values[int(place * 600)].expand(2) * torch.tensor([1 - 1e-4, 1.0])
+        for r in (low, high):  # the border lies beside a reference, and on it
+            one, _ = screen(z, float(r))
+            for reach in (0.0, 0.1 * float(r)):
+                found = one.near(x, reach).row
+                assert len(found)
+                limit = float(r) + reach  # and what float64 may not tell
+                assert float(least[found].max()) <= limit + 1.1e-6 * (2 * size + limit)
+
+
 @pytest.mark.parametrize("count", [40, 600])
 def test_what_is_known_is_not_found_again_and_nothing_else_is_left_out(count):
     """Few candidates, and so many that what is known from calls before counts."""
