@@ -126,13 +126,13 @@ def test_nothing_is_found_that_is_outside(d, kind):
     x = z[:4].double() + 0.3 * torch.randn(4, d, generator=generator, dtype=torch.float64)
     least, size = distances(x, z).amin(0), float(x.norm(dim=1).max())
     for place in (0.1, 0.5):
-        low, high = least.sort().values[int(place * 600)].expand(2) * torch.tensor([1 - 1e-4, 1.0])
-        for r in (low, high):  # the border lies beside a reference, and on it
-            one, _ = screen(z, float(r))
-            for reach in (0.0, 0.1 * float(r)):
+        border = float(least.sort().values[int(place * 600)])
+        for r in (border * (1 - 1e-4), border):  # beside a reference, and on it
+            one, _ = screen(z, r)
+            for reach in (0.0, 0.1 * r):
                 found = one.near(x, reach).row
                 assert len(found)
-                limit = float(r) + reach  # and what float64 may not tell
+                limit = r + reach  # and what float64 may not tell
                 assert float(least[found].max()) <= limit + 1.1e-6 * (2 * size + limit)
 
 

@@ -73,8 +73,8 @@ class FaissIndex:
         z = Rough.of(torch.from_numpy(self.index.reconstruct_batch(rows)).to(x.device))
         row = torch.from_numpy(rows).to(x.device)
         r = self.radius.to(x.device)[row]
-        near = (squared_distances(x, z.points.double()).sqrt() <= r * (1 + 1e-9)).any(0)
-        inside = near.nonzero()[:, 0]
+        hit = (squared_distances(x, z.points.double()).sqrt() <= r * (1 + 1e-9)).any(0)
+        inside = hit.nonzero()[:, 0]
         return Found(row[inside], z.pick(inside))
 
 
