@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SPELL where finished images are clipped to a box: what counts is the picture, not the overshoot.
+"""Where finished images are clipped to a box, what counts is the picture, not the overshoot.
 
 x0 may lie beyond the range of a picture. What is there is clipped away in the end, so it is no
 distance, and a move that leads there is none.
@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from shielded import Shields, Spell
+from shielded.guidance import Step
+from shielded.methods import SGF, KernelRepulsion, PosteriorShield, SafeDenoiser
 from shielded.spaces import Pixels
 
 SIDE = (3, 8, 8)
@@ -110,3 +112,39 @@ def test_the_sum_is_taken_once():
     d = distances(x, z)[0]
     expected = x + ((1.2 / d - 1).reshape(2, 1, 1, 1) * (x - z)).sum(0)
     assert torch.allclose(walled.correct(x0).clamp(-1, 1), expected.clamp(-1, 1), atol=1e-9)
+
+
+SOFT = [
+    lambda z: PosteriorShield(Shields.images(z), radius=18.0, deviation=0.5),
+    lambda z: SafeDenoiser(Shields.images(z), bandwidth=9.0, window=(1.0, 0.0)),
+    lambda z: SGF(Shields.images(z), window=(1.0, 0.0)),
+    lambda z: KernelRepulsion(),
+]
+EACH = pytest.mark.parametrize("make", SOFT, ids=["posterior", "safe denoiser", "sgf", "kernel"])
+
+
+@EACH
+def test_soft_pushes_are_those_of_the_picture(make):
+    """The same shift at x0 and at clip(x0), where there are walls; another where there are none."""
+    x0, z = 1.2 * draw(0, 4, *SIDE), 0.8 * draw(1, 5, *SIDE).clamp(-1, 1)
+    x_t, method = x0 + draw(2, 4, *SIDE), make(z)
+
+    def delta(x0, box):
+        return method.shift(Step(x_t, x0, 0.6, 0.8, (None,) * 4, box=box)).delta
+
+    walled = delta(x0, (-1.0, 1.0))
+    assert float(walled.norm()) > 0
+    assert torch.equal(walled, delta(x0.clamp(-1, 1), (-1.0, 1.0)))
+    assert torch.equal(walled, delta(x0.clamp(-1, 1), None))
+    assert not torch.allclose(walled, delta(x0, None))
+
+
+@EACH
+def test_overshoot_alone_is_no_direction(make):
+    """Pictures that lie on their references, or on each other, have nowhere to go."""
+    z = draw(9, 1, *SIDE).sign()
+    x0 = torch.cat([1.3 * z, 1.1 * z])
+    step = Step(x0, x0, 0.6, 0.8, (None,) * 2, box=(-1.0, 1.0))
+    assert make(z).shift(step) is None
+    free = Step(x0, x0, 0.6, 0.8, (None,) * 2)
+    assert make(z).shift(free).delta.any()

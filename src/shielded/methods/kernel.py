@@ -11,7 +11,7 @@ from torch import Tensor
 from shielded.checks import check_weight, check_window
 from shielded.distances import squared_distances
 from shielded.errors import BadInput
-from shielded.guidance import Shift, Step, flat
+from shielded.guidance import Shift, Step
 from shielded.methods.method import Method
 from shielded.methods.particle import bandwidth, gradient, members
 from shielded.spaces.semantic import Semantic
@@ -25,7 +25,7 @@ VARIANTS = ("kernel", "score")
 class KernelRepulsion(Method):
     """The images of a group push each other apart, in the latents or in what they show.
 
-    With u_i the features of image i's x0 (in latent space x0 itself), k(u, v) =
+    With u_i the features of image i's x0 (in latent space x0 itself, in pixels clip(x0)), k(u, v) =
     exp(-|u - v|^2 / h) and h = m^2 / log n of the median distance m of the group's n images,
 
         kernel:  g_i = J_i^T sum_j (2 / h) k(u_i, u_j) (u_i - u_j)
@@ -85,7 +85,7 @@ class KernelRepulsion(Method):
         if not (factor and step.alpha and step.sigma and start >= step.noise_level >= stop):
             return None
         semantic = self.space if isinstance(self.space, Semantic) else None
-        u = flat(step.x0) if semantic is None else semantic.features(step.x0)
+        u = step.expected if semantic is None else semantic.features(step.x0)
         g, others = torch.zeros_like(u), torch.zeros(len(u), dtype=torch.long, device=u.device)
         for rows in members(step.groups):
             if len(rows) > 1:

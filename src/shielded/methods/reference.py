@@ -14,7 +14,7 @@ from torch import Tensor
 from shielded.checks import check_weight, check_window
 from shielded.distances import squared_distances
 from shielded.errors import BadInput
-from shielded.guidance import Shift, Step, flat
+from shielded.guidance import Shift, Step
 from shielded.landing import Landing
 from shielded.methods.method import Method
 from shielded.shields import Field, Shields
@@ -41,6 +41,8 @@ class Near:
 
 class ReferenceMethod(Method):
     """delta_b = strength sum_m w_bm (x_b - z_m). A subclass gives the weights (B, M).
+
+    x is the expected image as it would be returned: x0, clipped where finished images are pixels.
 
     All references of a batch, a history and given images count, however far they are. A protected
     set on disk names those alone whose radius x0 is inside of, each for the images inside it: at
@@ -77,7 +79,7 @@ class ReferenceMethod(Method):
         if not (self.strength and start >= step.noise_level >= stop):
             return None
         self.shields.fit(tuple(step.x0.shape[1:]))
-        x = flat(step.x0)
+        x = step.expected
         near = self._near(x, step.groups)
         if not bool(near.allowed.any()):
             return None
