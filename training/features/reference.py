@@ -5,8 +5,8 @@
     python training/features/reference.py --name sprites --data crawl_tiles_32.npz
 
 writes src/shielded/metrics/weights/NAME/real.safetensors: float16 features of the feature network
-of that name. Of fashion 200 test pictures of each class, and 100 training pictures of each for
-choosing settings; of sprites the pictures that tiny-sprites was trained on.
+of that name. Of fashion 200 pictures of each class of the test set, and 100 others of it for choosing
+settings: no network has learned from either. Of sprites the pictures that tiny-sprites was trained on.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from shielded.bench.kit.training_set import trained
 from shielded.metrics import SmallNet
 
 ROOT = Path(__file__).parents[2] / "src" / "shielded" / "metrics" / "weights"
-EACH = {"test": 200, "validation": 100}
+OF_EACH = {"test": slice(0, 200), "validation": slice(200, 300)}  # pictures of a class, shuffled
 
 
 def fashion(data: Path, net: SmallNet) -> dict[str, Tensor]:
@@ -32,11 +32,11 @@ def fashion(data: Path, net: SmallNet) -> dict[str, Tensor]:
     held: dict[str, Tensor] = {"classes": torch.tensor(list("\n".join(net.classes).encode()))}
     held["classes"] = held["classes"].to(torch.uint8)
     archive = np.load(data, allow_pickle=False)
-    for split, name in (("test", "test"), ("validation", "train")):
-        x, y = archive[f"x_{name}"], archive[f"y_{name}"]
-        draw = np.random.default_rng(0)
-        rows = [draw.permutation(np.flatnonzero(y == c))[: EACH[split]] for c in range(10)]
-        some = np.concatenate(rows)
+    x, y = archive["x_test"], archive["y_test"]
+    draw = np.random.default_rng(0)
+    shuffled = [draw.permutation(np.flatnonzero(y == c)) for c in range(10)]
+    for split, part in OF_EACH.items():
+        some = np.concatenate([rows[part] for rows in shuffled])
         pictures = torch.from_numpy(x[some]).float()[:, None] / 127.5 - 1
         held[split] = net(pictures).to(torch.float16)
         held[f"{split}_labels"] = torch.from_numpy(y[some].astype(np.int64)).to(torch.uint8)
