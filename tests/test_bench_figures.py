@@ -275,7 +275,7 @@ def test_protection_smoke(one):
     assert float(plain["inside"].rstrip("%")) > 0
     assert [row["search"] for row in ways][-1] == "SPELL, exact screen"
     assert ways[-1]["inside"] == "0.00%"
-    assert all(row["own ms an image"] > 0 for row in ways)
+    assert all(row[f"own ms an image, {n} at once"] > 0 for row in ways for n in (2, 4))
     with pytest.raises(BadInput, match="--data"):
         protection.run(one=one)
 
