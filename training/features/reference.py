@@ -5,8 +5,9 @@
     python training/features/reference.py --name sprites --data crawl_tiles_32.npz
 
 writes src/shielded/metrics/weights/NAME/real.safetensors: float16 features of the feature network
-of that name. Of fashion 200 pictures of each class of the test set, and 100 others of it for choosing
-settings: no network has learned from either. Of sprites the pictures that tiny-sprites was trained on.
+of that name. Of fashion 200 pictures of each class of the test set, and 100 others of it for
+choosing settings: no network has learned from either. Of sprites the pictures that tiny-sprites was
+trained on.
 """
 
 from __future__ import annotations
