@@ -62,9 +62,9 @@ def run(
         raise BadInput("this bench measures models that work on pixels: take tiny-fashion.")
     if data is None and not smoke:
         raise BadInput("give --data: the archive of pictures that the model was trained on.")
+    timed = TIMED
     if smoke:
-        images, one.conditions = 8, one.conditions[:2]
-    timed = (2, 4) if smoke else TIMED
+        images, one.conditions, timed = 8, one.conditions[:2], (2, 4)
     name = "protection" if one.name == DEFAULT else f"protection-{one.name}"
     table = Table(name, f"{one.name}: its training set protected")
     with place(work) as folder:
@@ -82,8 +82,9 @@ def run(
             table.add(**row(one, title, drawn, store, radius))
             keep(table)
         progress("the time that each search takes")
+        spells = [spell() for _, spell, _ in found]
         for at_once in timed:
-            own = milliseconds(one, [spell() for _, spell, _ in found], at_once)
+            own = milliseconds(one, spells, at_once)
             for line, spent in zip(table.rows[1:], own, strict=True):
                 line[f"own ms an image, {at_once} at once"] = round(spent, 2)
     table.notes.append(
