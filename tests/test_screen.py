@@ -22,7 +22,7 @@ from shielded.shields.search.product import (
     rounded,
     rounded_to_steps,
 )
-from shielded.shields.search.screen import Screen
+from shielded.shields.search.screen import Found, Screen
 from shielded.shields.search.sketch import Sketch
 from shielded.shields.search.tracks import Tracks, furthest
 
@@ -443,6 +443,84 @@ def test_nothing_is_missed_along_a_trajectory(seed, kind, dtype, r, known):
                 assert torch.allclose(nearest, distances(x, z).amin(1), rtol=1e-12)
     if kind == "random" and r > 0:
         assert one.scans < 70, "lists were used"
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from(KINDS[:3]),
+    st.sampled_from(DTYPES),
+    st.floats(0.05, 0.6),
+    st.sampled_from([-1, 6, 10**6]),
+)
+def test_nothing_is_missed_aside_of_a_trajectory(seed, kind, dtype, r, known):
+    """Where images were moved to: some of them, a little or far; then they go on, from before.
+
+    So many as are `known` are not asked about; who is moved knows all that was found, or less.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    z = points(kind, 400, 32, generator)
+    r = r * float(distances(z[:50].double(), z).median())
+    one, _ = screen(z, r, dtype)
+    x = z.double().mean(0) + 0.1 * torch.randn(4, 32, generator=generator, dtype=torch.float64)
+    goal = z[torch.randint(0, 400, (4,), generator=generator)].double()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("shielded.shields.search.lists.SHORTEST", 16)
+        patch.setattr("shielded.shields.search.screen.KNOWN", known)
+        patch.setattr("shielded.shields.search.screen.ASIDE", known)
+        for step in range(25):
+            pace = 0.02 if step % 8 else 0.2  # mostly slow: then lists are short
+            x = x + (goal - x) * pace * torch.rand(4, 1, generator=generator)
+            reach = 0.0 if step % 5 else 0.3 * r
+            given = x.clone()
+            found = one.near(given, reach)
+            assert missed(found, x, z, r + reach) == 0
+            far = r * torch.tensor([0.0, 1e-3, 0.2, 2.0])[torch.randperm(4, generator=generator)]
+            way = torch.randn(4, 32, generator=generator, dtype=torch.float64)
+            y = x + far[:, None] * way / way.norm(dim=1, keepdim=True)
+            given.copy_(y)  # whoever asked may do with it what he likes
+            for but in (found.row, found.row[::2]):
+                for asked in (y, y[:3], x) if step % 3 else (x, y):
+                    rest = one.near(asked, but=but)
+                    assert not bool(torch.isin(rest.row, but).any())
+                    assert missed(Found(torch.cat([but, rest.row]), rest.rough), asked, z, r) == 0
+                    assert torch.equal(rest.z, z[rest.row])
+                wide = one.near(x, 0.5 * r, but=but).row
+                assert missed(Found(torch.cat([but, wide]), rest.rough), x, z, 1.5 * r) == 0
+
+
+def test_aside_of_a_few_what_was_known_of_many_before_does_not_count():
+    """Of the few nobody learned: how far they are from those before is not known."""
+    z = torch.zeros(20, 3)
+    z[0, 0], z[1:, 0] = 2.0, 5.0
+    z[1:, 1] = 0.01 * torch.arange(19)
+    one, _ = screen(z, 1.0)
+    x = torch.zeros(1, 3, dtype=torch.float64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("shielded.shields.search.screen.KNOWN", 6)
+        assert len(one.near(x, reach=10.0).row) == 20  # all but the first are 4 outside
+        x[0, 0] = 2.0
+        found = one.near(x).row
+        assert found.tolist() == [0]
+        x[0, 0] = 5.0
+        assert one.near(x, but=found).row.tolist() == list(range(1, 20))
+
+
+def test_a_little_aside_nothing_is_read():
+    """Neither sketches nor points, where what the last queries were told says enough."""
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(300, 6, generator=generator)
+    x = torch.randn(4, 6, generator=generator, dtype=torch.float64)
+    one, _ = screen(z, float(distances(x, z).sort().values[:, 3].max()))
+    found = one.near(x)
+    assert len(found.row)
+    y = x.clone()
+    y[1] += 1e-6
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Sketch, "_sums", None)
+        patch.setattr(one, "queries", None)
+        assert not len(one.near(y, but=found.row).row)
+        assert not len(one.near(x, but=found.row).row)
 
 
 @settings(max_examples=25, deadline=None)

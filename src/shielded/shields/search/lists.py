@@ -27,7 +27,7 @@ AHEAD = 0.7  # of a list's skin, that it is made further on: queries go on as th
 STEPS = 20  # and no more calls further on than these
 SHORTEST = 4096  # lists of so few are not shortened
 SOON = 0.2  # of the way to the next call: what is no further outside is mostly near by then
-TRACKS = 2  # lists of each length: images, and where they were moved to
+TRACKS = 2  # lists of each length: images, and where they were moved to, if asked for like these
 
 
 @dataclass(slots=True)
@@ -69,6 +69,7 @@ class Lists:
         every = torch.arange(len(sketch), dtype=torch.int32, device=wide.device)
         self._lists = [List(every, sketch, wide, wide.new_zeros(0), inf)]  # ever shorter
         self._tracks = Tracks()
+        self._last: tuple[List, Tensor, Tensor, float] | None = None  # read, margins, queries, blur
         self._skin = 0.0  # of the last list that was made from all
         self.read = 0
 
@@ -91,16 +92,43 @@ class Lists:
         And rows (L,) of those that may well be so at the next call. Where this would take many
         margins, shorter lists are made from those of calls before, as far as they pay.
         """
-        need = reach + 2 * blur
+        self._last, need = None, reach + 2 * blur  # what is let go needs no memory
         near = self._shortest(a, need)
         if len(near.row) > SHORTEST:
             near, margin = self._shorten(near, a, blur, need)
         else:
             margin = self._margins(near, a, blur)
+        self._last = near, margin, a, blur
         soon = SOON * self._tracks.add(a)
         few = (~(margin > reach + soon)).nonzero()[:, 0]
         row, out = near.row.index_select(0, few).long(), margin.index_select(0, few) > reach
         return row[~out], row[out]
+
+    def around(self, way: float) -> Tensor | None:
+        """Rows (M,), ascending, of all whose shields are no further than `way` from a last query.
+
+        And of others, by what these were told; None where their list does not hold all.
+        """
+        if self._last is None:
+            return None
+        near, margin, a, blur = self._last
+        if not near.left(a) > way + 2 * blur:
+            return None
+        return near.row.index_select(0, (~(margin > way)).nonzero()[:, 0]).long()
+
+    def aside(self, a: Tensor, blur: float, reach: float) -> Tensor:
+        """Rows (M,) as `near` has them; but nothing is told of queries that lie aside."""
+        near = self._shortest(a, reach + 2 * blur)
+        few = ~(near.sketch.margins(a, blur, near.wide) > reach)
+        self.read += len(near.row)
+        return near.row.index_select(0, few.nonzero()[:, 0]).long()
+
+    def sharper(self, row: Tensor, a: Tensor, blur: float, reach: float) -> Tensor:
+        """Those of rows (M,) that may be within radius + reach of queries a (B, m + 1)."""
+        every = self._lists[0]
+        sketch, wide = every.sketch.pick(row), every.wide.index_select(0, row)
+        self.read += len(row)
+        return row[~(sketch.margins(a, blur, wide) > reach)]
 
     def _shorten(self, near: List, a: Tensor, blur: float, need: float) -> tuple[List, Tensor]:
         """The shortest list that pays to be made of one, and the margins of all that are on it."""

@@ -5,7 +5,8 @@ Sieves, none of which can lose a reference. The sketch (sketch.py) says how far 
 and lists of the nearest (lists.py) say which sketches need not be read. Where many are left, what
 is known from calls before (gaps.py) says which of them need not be measured, and finer sketches
 (finer.py) which of those that would have to be fetched. The rest are measured, in float32 with
-bounds, and in float64 where these do not tell.
+bounds, and in float64 where these do not tell. Where images were moved to, a little aside, is
+searched in what the images themselves were told.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, inf
 
 from shielded.distances import Rough, rough_squares, squared_distances
 from shielded.shields.search.basis import Basis
@@ -24,14 +25,25 @@ from shielded.shields.search.gaps import Gaps
 from shielded.shields.search.lists import Lists
 from shielded.shields.search.memory import Memory
 from shielded.shields.search.sketch import Sketch, up
-from shielded.shields.search.tracks import furthest
+from shielded.shields.search.tracks import furthest, ways
 
 __all__ = ["Found", "Screen"]
 
 KNOWN = 128  # so many left to measure are worth a look at what is known
+ASIDE = 64  # so many around the last queries are worth sketches of those beside them
 MANY = 512  # and so many finer sketches, if they would be fetched
 LARGE = 2048  # or else so many
 NUMBERS = 1 << 22  # of points that are measured at once: larger memory is never used again
+
+
+@dataclass(frozen=True, slots=True)
+class _Last:
+    """The last queries x (B, D), rows (M,) within radius + reach, and whether gaps are known."""
+
+    x: Tensor
+    row: Tensor
+    reach: float
+    known: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +82,10 @@ class Screen:
         self._lists = Lists(sketch, up(radius + sketch.lost))
         self._memory = Memory(fetch, len(sketch), basis.mean, announce)
         self._gaps = Gaps(len(sketch), basis.mean)
+        self._found = radius.new_empty(
+            0, dtype=torch.long
+        )  # (M,) within `_reach`, by the last call
+        self._reach = 0.0
         self._closest = Closest(self._lists, self._memory, radius, finer)
 
     @property
@@ -81,16 +97,38 @@ class Screen:
     def near(self, x: Tensor, reach: float = 0.0, but: Tensor | None = None) -> Found:
         """All references within radius + reach of any x (B, D), float64.
 
-        But for some rows (K,), ascending, that are known.
+        But for some rows (K,), ascending, that are known. Who names them asks about queries that
+        lie aside from the last ones: what those were told spares these most of the search.
         """
-        a, blur = self.queries(x)
-        row, soon = self._lists.near(a, blur, reach)
-        if but is not None and len(but):
-            at = torch.searchsorted(but.contiguous(), row).clamp_(max=len(but) - 1)
-            row = row[but[at] != row]
-        found = self._measured(x, row, reach)
+        if but is not None:
+            return self._aside(x, reach, but)
+        row, soon = self._lists.near(*self.queries(x), reach)
+        known = len(row) > KNOWN
+        if known:
+            self._gaps.come(x)
+        found = self._measured(x, row, reach, known)
+        # Who finds nothing is moved nowhere.
+        self._last = _Last(x.clone(), found.row, reach, known) if len(found.row) else None
         self._memory.expect(soon)  # after what is needed now
         return found
+
+    def _aside(self, x: Tensor, reach: float, but: Tensor) -> Found:
+        """`near`, of queries x (B, D) that lie aside from the last ones."""
+        last, way = self._last, inf
+        if last is not None and last.x.shape == x.shape:
+            far = ways(x - last.x)
+            way = max(far, default=0.0)
+            if reach <= last.reach and torch.equal(but, last.row):  # who stayed is near no others
+                x = x[[b for b, length in enumerate(far) if not length <= 0]]
+        if not len(x):
+            return Found(but[:0], self._memory.points(but[:0]))
+        told = self._lists.around(reach + way)
+        row = self._lists.aside(*self.queries(x), reach) if told is None else told
+        row = _without(row, but)
+        if told is not None and len(row) > ASIDE:
+            row = self._lists.sharper(row, *self.queries(x), reach)
+        known = last is not None and last.known and len(row) > KNOWN
+        return self._measured(x, row, reach, known, way)
 
     @torch.inference_mode()
     def closest(self, x: Tensor) -> Found:
@@ -100,18 +138,22 @@ class Screen:
         row = self._closest(x, *self.queries(x)).unique()
         return Found(row, self._memory.points(row))
 
-    def _measured(self, x: Tensor, row: Tensor, reach: float) -> Found:
-        """Those of the rows (M,) that are within radius + reach of any x (B, D)."""
+    def _measured(
+        self, x: Tensor, row: Tensor, reach: float, known: bool, way: float | None = None
+    ) -> Found:
+        """Those of the rows (M,) that are within radius + reach of any x (B, D).
+
+        x are the last queries, or some of them moved by `way` at most: of these nothing is learned.
+        `known` is whether something is known of the last.
+        """
+        if known:
+            row = row[~(self._gaps.of(row) > (reach + (way or 0.0)) * (1 + 1e-6))]
+        learn = known and way is None
+        row = self._sharper(x, row, reach, learn)
         if not len(row):
             return Found(row, self._memory.points(row))
-        many, rough = len(row) > KNOWN, Rough.of(x)
-        if many:
-            unsure = (~(self._gaps.of(rough, row) > reach * (1 + 1e-6))).nonzero()[:, 0]
-            row = self._sharper(x, row.index_select(0, unsure), reach)
-            if not len(row):
-                return Found(row, self._memory.points(row))
-        size = max(1, NUMBERS // x.shape[1])
-        hits = [self._hits(x, rough, some, reach, many) for some in row.split(size)]
+        size, rough = max(1, NUMBERS // x.shape[1]), Rough.of(x)
+        hits = [self._hits(x, rough, some, reach, learn) for some in row.split(size)]
         if len(hits) == 1:
             return hits[0]
         parts = zip(*(found.rough for found in hits), strict=True)
@@ -123,7 +165,7 @@ class Screen:
         d2, off = rough_squares(rough, z)
         low = (d2 - off).amin(0)
         if learn:
-            self._learn(row, low.clamp(min=0).sqrt_())
+            self._gaps.learn(row, self._gap(row, low.clamp(min=0).sqrt_()))
         limit = (self.radius.index_select(0, row) + reach).square()
         few = (~(low > limit)).nonzero()[:, 0]
         if len(few):
@@ -137,7 +179,7 @@ class Screen:
             few = few[hit]
         return Found(row.index_select(0, few), z.pick(few))
 
-    def _sharper(self, x: Tensor, row: Tensor, reach: float) -> Tensor:
+    def _sharper(self, x: Tensor, row: Tensor, reach: float, learn: bool) -> Tensor:
         """Those of rows (M,) that finer sketches do not rule out, where these pay."""
         if self.finer is None or len(row) <= MANY:
             return row
@@ -145,19 +187,28 @@ class Screen:
         away = (~maybe).nonzero()[:, 0]
         if len(away) <= MANY:
             return row
-        gap = self._learn(row[away], self.finer.bounds(self.finer.query(x), row[away]).amin(0))
+        some = row[away]
+        gap = self._gap(some, self.finer.bounds(self.finer.query(x), some).amin(0))
+        if learn:
+            self._gaps.learn(some, gap)
         maybe[away] = ~(gap > reach * (1 + 1e-6))  # NaN is not sure
         return row[maybe]
 
-    def _learn(self, row: Tensor, least: Tensor) -> Tensor:
-        """How far outside the shields of rows (M,) all are, who are so far from them at least."""
+    def _gap(self, row: Tensor, least: Tensor) -> Tensor:
+        """(M,) float32: how far outside the shields of rows is who is `least` (M,) from them."""
         r = up(self.radius.index_select(0, row))
-        gap = least.mul_(1 - 1e-6) - r  # for all that float32 rounds
-        self._gaps.learn(row, gap)
-        return gap
+        return least.mul_(1 - 1e-6) - r  # for all that float32 rounds
 
     def _inside(self, x: Tensor, row: Tensor, z: Tensor, reach: float) -> Tensor:
         """Which references (M,) are within radius + reach of any x, by float64."""
         outside = squared_distances(x, z).sqrt() * (1 - 1e-9) - self.radius[row]
         # A product in float64 is off by less than 1e-13 of the squares, so its root by 4e-7.
         return outside.amin(0) - 1e-6 * (2 * furthest(x) + self._widest + reach) <= reach
+
+
+def _without(row: Tensor, but: Tensor) -> Tensor:
+    """Rows (M,) that are not among others (K,), which ascend."""
+    if not len(but):
+        return row
+    at = torch.searchsorted(but.contiguous(), row).clamp_(max=len(but) - 1)
+    return row[but[at] != row]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-__all__ = ["Tracks", "furthest"]
+__all__ = ["Tracks", "furthest", "ways"]
 
 CALLS = 8  # that are remembered
 
@@ -44,10 +44,15 @@ class Tracks:
         return a - y, torch.zeros_like(a) if first is None else y - calls[first]
 
 
+def ways(move: Tensor) -> list[float]:
+    """The lengths of moves (B, w), a hair too large: in Python one operation takes longer."""
+    return [length * (1 + 1e-9) for length in vector_norm(move, dim=1).tolist()]
+
+
 def furthest(move: Tensor) -> float:
     """The length of the longest of moves (B, w), a hair too large; 0 if there are none."""
-    lengths = vector_norm(move, dim=1).tolist()
-    return max(lengths, default=0.0) * (1 + 1e-9) if sum(lengths) >= 0 else nan
+    lengths = ways(move)
+    return max(lengths, default=0.0) if sum(lengths) >= 0 else nan
 
 
 def _nearest(calls: Sequence[Tensor], a: Tensor) -> int | None:
