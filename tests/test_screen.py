@@ -83,6 +83,15 @@ def distances(x, z):
     return torch.cdist(x, z.double(), compute_mode="donot_use_mm_for_euclid_dist")
 
 
+def four_on_their_way(kind, dtype, r, generator):
+    """400 references, a radius of r medians, their screen; images near the mean, their goals."""
+    z = points(kind, 400, 32, generator)
+    r = r * float(distances(z[:50].double(), z).median())
+    x = z.double().mean(0) + 0.1 * torch.randn(4, 32, generator=generator, dtype=torch.float64)
+    goal = z[torch.randint(0, 400, (4,), generator=generator)].double()
+    return z, r, screen(z, r, dtype)[0], x, goal
+
+
 def missed(found, x, z, limit):
     """How many references within the limit were not found."""
     inside = (distances(x, z) < torch.as_tensor(limit)).any(0)
@@ -417,11 +426,7 @@ def test_nothing_is_missed_along_a_trajectory(seed, kind, dtype, r, known):
     What is `known` of distances is asked either always or, for there are so few, never.
     """
     generator = torch.Generator().manual_seed(seed)
-    z = points(kind, 400, 32, generator)
-    r = r * float(distances(z[:50].double(), z).median())
-    one, _ = screen(z, r, dtype)
-    x = z.double().mean(0) + 0.1 * torch.randn(4, 32, generator=generator, dtype=torch.float64)
-    goal = z[torch.randint(0, 400, (4,), generator=generator)].double()
+    z, r, one, x, goal = four_on_their_way(kind, dtype, r, generator)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("shielded.shields.search.lists.SHORTEST", 16)
         patch.setattr("shielded.shields.search.screen.KNOWN", -1 if known else 10**6)
@@ -459,11 +464,7 @@ def test_nothing_is_missed_aside_of_a_trajectory(seed, kind, dtype, r, known):
     So many as are `known` are not asked about; who is moved knows all that was found, or less.
     """
     generator = torch.Generator().manual_seed(seed)
-    z = points(kind, 400, 32, generator)
-    r = r * float(distances(z[:50].double(), z).median())
-    one, _ = screen(z, r, dtype)
-    x = z.double().mean(0) + 0.1 * torch.randn(4, 32, generator=generator, dtype=torch.float64)
-    goal = z[torch.randint(0, 400, (4,), generator=generator)].double()
+    z, r, one, x, goal = four_on_their_way(kind, dtype, r, generator)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("shielded.shields.search.lists.SHORTEST", 16)
         patch.setattr("shielded.shields.search.screen.KNOWN", known)
@@ -506,12 +507,31 @@ def test_aside_of_a_few_what_was_known_of_many_before_does_not_count():
         assert one.near(x, but=found).row.tolist() == list(range(1, 20))
 
 
+def test_of_a_search_that_failed_nothing_counts():
+    """As where a disk could not be read, and who asked goes on from where images were before."""
+    z = torch.zeros(3, 3)
+    z[1, 0], z[2, 0] = 2.0, 50.0
+    one, _ = screen(z, 1.0)
+    x = torch.zeros(1, 3, dtype=torch.float64)
+    found = one.near(x).row
+    assert found.tolist() == [0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(one._memory, "points", None)
+        with pytest.raises(TypeError):
+            one.near(x + z[2])
+    x[0, 0] = 2.0
+    assert one.near(x, but=found).row.tolist() == [1]
+
+
 def test_a_little_aside_nothing_is_read():
     """Neither sketches nor points, where what the last queries were told says enough."""
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(300, 6, generator=generator)
     x = torch.randn(4, 6, generator=generator, dtype=torch.float64)
     one, _ = screen(z, float(distances(x, z).sort().values[:, 3].max()))
+    for known in (torch.arange(0), torch.arange(0, 300, 2)):  # of a search that was asked nothing
+        rest = screen(z, float(one.radius[0]))[0].near(x, but=known)
+        assert missed(Found(torch.cat([known, rest.row]), rest.rough), x, z, one.radius) == 0
     found = one.near(x)
     assert len(found.row)
     y = x.clone()

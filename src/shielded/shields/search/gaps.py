@@ -4,8 +4,8 @@
     |x - z| >= |y - z| - |x - y|                                                            (3)
 
 A reference that is outside its shield by a gap, for all queries y of a call, is so by the gap less
-the way from there, for the queries x of a later one. An odometer adds up the ways: it reads at most
-so much when the gap is used up.
+the way from there, for the queries x of a later one. An odometer adds up the ways from call to
+call, and of each gap it is kept what the odometer will read when that is used up.
 """
 
 from __future__ import annotations
@@ -26,13 +26,16 @@ class Gaps:
     def __init__(self, count: int, like: Tensor):
         # What the odometer reads when each gap is used up: memory is taken where it is written to.
         self._until = torch.zeros(count, dtype=torch.float64, device=like.device)
-        self._way, self._most = 1.0, 1.0  # what it reads, and when the last gap is used up
+        self._way = 1.0  # what it reads
         self._at = like.new_empty(0, dtype=torch.float64)  # (B, D) where the queries are
 
     def come(self, x: Tensor) -> None:
         """The queries have come to x (B, D), float64; of another batch nothing is known."""
         way = furthest(x - self._at) if self._at.shape == x.shape else inf
-        self._way = (self._way + way) * (1 + ROUND) if way < inf else max(self._way, self._most)
+        if way < inf:
+            self._way = (self._way + way) * (1 + ROUND)
+        else:  # all gaps are used up
+            self._way = max(self._way, float(self._until.max()))
         self._at = x.clone()
 
     def of(self, row: Tensor) -> Tensor:
@@ -50,4 +53,3 @@ class Gaps:
         until = gap.double().add(self._way).mul_(1 - ROUND).nan_to_num_(0.0, 0.0, 0.0)
         until = torch.maximum(until, self._until.index_select(0, row))
         self._until.index_copy_(0, row, until)
-        self._most = max(self._most, float(until.max()) if len(until) else 0.0)

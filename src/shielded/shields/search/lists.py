@@ -55,6 +55,10 @@ class List:
         way = torch.cdist(a, self.at, compute_mode="donot_use_mm_for_euclid_dist").amin(1)
         return self.spare - float(way.max()) * (1 + 1e-9)
 
+    def rows(self, some: Tensor) -> Tensor:
+        """Rows (M,) of the set that `some` (U,) bool names."""
+        return self.row.index_select(0, some.nonzero()[:, 0]).long()
+
     def pick(self, few: Tensor, at: Tensor, spare: float) -> List:
         """A shorter list, of the rows at places `few` (V,) in this one."""
         some = self.sketch.pick(few)
@@ -114,21 +118,17 @@ class Lists:
         near, margin, a, blur = self._last
         if not near.left(a) > way + 2 * blur:
             return None
-        return near.row.index_select(0, (~(margin > way)).nonzero()[:, 0]).long()
+        return near.rows(~(margin > way))
 
     def aside(self, a: Tensor, blur: float, reach: float) -> Tensor:
         """Rows (M,) as `near` has them; but nothing is told of queries that lie aside."""
         near = self._shortest(a, reach + 2 * blur)
-        few = ~(near.sketch.margins(a, blur, near.wide) > reach)
-        self.read += len(near.row)
-        return near.row.index_select(0, few.nonzero()[:, 0]).long()
+        return near.rows(~(self._read(near, a, blur) > reach))
 
-    def sharper(self, row: Tensor, a: Tensor, blur: float, reach: float) -> Tensor:
+    def among(self, row: Tensor, a: Tensor, blur: float, reach: float) -> Tensor:
         """Those of rows (M,) that may be within radius + reach of queries a (B, m + 1)."""
-        every = self._lists[0]
-        sketch, wide = every.sketch.pick(row), every.wide.index_select(0, row)
-        self.read += len(row)
-        return row[~(sketch.margins(a, blur, wide) > reach)]
+        some = self._lists[0].pick(row, a, 0.0)
+        return row[~(self._read(some, a, blur) > reach)]
 
     def _shorten(self, near: List, a: Tensor, blur: float, need: float) -> tuple[List, Tensor]:
         """The shortest list that pays to be made of one, and the margins of all that are on it."""
@@ -191,9 +191,14 @@ class Lists:
         self.read += len(near.row)
         return near.sketch.within(a, blur, limit)
 
-    def _margins(self, near: List, a: Tensor, blur: float) -> Tensor:
+    def _read(self, near: List, a: Tensor, blur: float) -> Tensor:
+        """The margins (U,) of a list."""
         self.read += len(near.row)
-        margin = near.sketch.margins(a, blur, near.wide)
+        return near.sketch.margins(a, blur, near.wide)
+
+    def _margins(self, near: List, a: Tensor, blur: float) -> Tensor:
+        """The same, which a list may be made of later."""
+        margin = self._read(near, a, blur)
         if len(margin) > SHORTEST:
             near.told = margin, a
         return margin

@@ -82,10 +82,7 @@ class Screen:
         self._lists = Lists(sketch, up(radius + sketch.lost))
         self._memory = Memory(fetch, len(sketch), basis.mean, announce)
         self._gaps = Gaps(len(sketch), basis.mean)
-        self._found = radius.new_empty(
-            0, dtype=torch.long
-        )  # (M,) within `_reach`, by the last call
-        self._reach = 0.0
+        self._last: _Last | None = None
         self._closest = Closest(self._lists, self._memory, radius, finer)
 
     @property
@@ -102,13 +99,14 @@ class Screen:
         """
         if but is not None:
             return self._aside(x, reach, but)
+        self._last = None  # until this call has ended
         row, soon = self._lists.near(*self.queries(x), reach)
         known = len(row) > KNOWN
         if known:
             self._gaps.come(x)
         found = self._measured(x, row, reach, known)
-        # Who finds nothing is moved nowhere.
-        self._last = _Last(x.clone(), found.row, reach, known) if len(found.row) else None
+        if len(found.row):  # who finds nothing is moved nowhere
+            self._last = _Last(x.clone(), found.row, reach, known)
         self._memory.expect(soon)  # after what is needed now
         return found
 
@@ -126,7 +124,7 @@ class Screen:
         row = self._lists.aside(*self.queries(x), reach) if told is None else told
         row = _without(row, but)
         if told is not None and len(row) > ASIDE:
-            row = self._lists.sharper(row, *self.queries(x), reach)
+            row = self._lists.among(row, *self.queries(x), reach)
         known = last is not None and last.known and len(row) > KNOWN
         return self._measured(x, row, reach, known, way)
 
