@@ -13,6 +13,12 @@ from shielded.shields.search.sketch import Sketch
 from shielded.shields.store import ProtectedSet
 
 
+@pytest.fixture(autouse=True)
+def _no_set_is_small(monkeypatch):
+    """Of one that stays in memory nothing is fetched: it has no finer sketches."""
+    monkeypatch.setattr("shielded.shields.search.memory.WHOLE", 0)
+
+
 def distances(x, z):
     return torch.cdist(x, z.double(), compute_mode="donot_use_mm_for_euclid_dist")
 

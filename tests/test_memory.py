@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The points that a search fetched last."""
+"""The points that a search fetched last, or all of a small set."""
 
 import pytest
 import torch
@@ -11,9 +11,10 @@ from shielded.shields.search.closest import measured
 from shielded.shields.search.memory import BESIDE, Memory
 
 
-def memory(z, room, monkeypatch, first=None):
+def memory(z, room, monkeypatch, first=None, whole=0):
     """With room for so many points, over references z (N, D); and what was fetched."""
-    for name, count in (("HOT", room), ("SOME", room if first is None else first)):
+    rooms = {"HOT": room, "SOME": room if first is None else first, "WHOLE": whole}
+    for name, count in rooms.items():
         size = count * (z[0].nbytes + BESIDE)
         monkeypatch.setattr(f"shielded.shields.search.memory.{name}", size)
     fetched = []
@@ -64,6 +65,35 @@ def test_more_is_kept_only_where_what_was_let_go_is_asked_for_again(monkeypatch)
     for _ in range(20):
         assert torch.equal(mine.points(torch.arange(1000)).points, z), "no more than there may be"
     assert len(mine._row) == 64
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_a_small_set_of_which_many_were_asked_for_is_read_once_as_a_whole(monkeypatch, dtype):
+    z, told = torch.randn(640, 5, generator=torch.Generator().manual_seed(0)).to(dtype), []
+    mine, fetched = memory(z, 64, monkeypatch, whole=640)
+    mine._announce = lambda row: told.extend(row.tolist())
+    mine.points(torch.arange(21))  # a thirty-second, and one more
+    assert fetched == list(range(21)), "of few it is not known whether others will be"
+    assert not bool(mine.here(torch.arange(21, 640)).any())
+    assert torch.equal(mine.points(torch.arange(100, 300)).points, z[100:300].float())
+    assert fetched[21:] == list(range(640))
+    assert bool(mine.here(torch.arange(640)).all())
+    for row in (torch.arange(640), torch.tensor([639]), torch.arange(0, 640, 7)):
+        found = mine.points(row)
+        assert torch.equal(found.points, z[row].float())
+        assert torch.equal(found.squares, Rough.of(z[row]).squares)
+        mine.expect(row)
+    assert len(fetched) == 21 + 640
+    assert not told
+
+
+def test_a_set_that_is_not_small_is_never_read_as_a_whole(monkeypatch):
+    z = torch.arange(1280.0).reshape(640, 2)
+    mine, fetched = memory(z, 64, monkeypatch, whole=639)
+    for row in torch.arange(640).split(10):
+        assert torch.equal(mine.points(row).points, z[row])
+    assert fetched == list(range(640))
+    assert int(mine.here(torch.arange(640)).sum()) == 64
 
 
 def test_the_bounds_are_close():

@@ -607,8 +607,9 @@ def test_nothing_is_missed_in_a_hundred_thousand_queries():
     assert queries >= 100_000
 
 
-def test_most_of_what_a_trajectory_needs_is_announced_before():
-    """And not many more: about as many as are fetched."""
+def test_most_of_what_a_trajectory_needs_is_announced_before(monkeypatch):
+    """And not many more: about as many as are fetched; of a set too large for memory."""
+    monkeypatch.setattr("shielded.shields.search.memory.WHOLE", 0)
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(4000, 64, generator=generator) * torch.arange(1, 65) ** -0.5
     one, _ = screen(z, 2.0)
@@ -638,6 +639,7 @@ def test_the_list_saves_scans_and_the_sketch_saves_fetches():
     one, asked = screen(z, r)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("shielded.shields.search.lists.SHORTEST", 64)
+        patch.setattr("shielded.shields.search.memory.WHOLE", 0)
         for step in range(50):
             assert missed(one.near(x), x, z, r) == 0
             x = x + 0.4 * 0.8**step * torch.randn(8, 256, generator=generator) * spectrum

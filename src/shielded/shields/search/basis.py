@@ -29,6 +29,7 @@ PART = 3  # times as many numbers has a point at least
 FEWER = 4  # times, than without them
 SCAN = 1e-10  # seconds to read one number of the sketch: about 10 GB/s in float32
 FETCH = 5e-5  # seconds to fetch and measure one reference from disk
+HELD = 2e-6  # seconds to measure one of a set that stays in memory
 TRIED = 1024  # points of a sample that a choice is tried on
 LEAST = 2.0**-6  # of the largest step, that any is: a query is rounded to the same steps
 
@@ -50,11 +51,12 @@ class Basis:
         return Basis(*(part.to(device) for part in (self.mean, self.axes, self.spread)))
 
     @classmethod
-    def fit(cls, sample: Tensor, radius: float | None = None) -> Basis:
+    def fit(cls, sample: Tensor, radius: float | None = None, held: bool = False) -> Basis:
         """Principal axes of `sample` (n, D), as many as make a scan cheapest.
 
         More axes cost memory and time, fewer let through references that are not within `radius`
-        (if None, the distance that one pair in a hundred is closer than). Any choice is exact.
+        (if None, the distance that one pair in a hundred is closer than), which cost less where
+        the set is `held` in memory. Any choice is exact.
         """
         mean = sample.mean(0, dtype=torch.float64)
         x = sample.to(torch.float32) - mean.to(torch.float32)
@@ -64,7 +66,8 @@ class Basis:
         width = widths[0]
         if len(x) >= 2:
             false = _let_through(x[:TRIED], [axes[:m] for m in widths], radius)
-            costs = [m * SCAN + share * FETCH for m, share in zip(widths, false, strict=True)]
+            each = HELD if held else FETCH
+            costs = [m * SCAN + share * each for m, share in zip(widths, false, strict=True)]
             width = widths[costs.index(min(costs))]
         return cls(mean, axes[:width].contiguous())._measured(sample)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from shielded.shields.search.basis import Basis
 from shielded.shields.search.finer import Finer, Piece
+from shielded.shields.search.memory import small
 from shielded.shields.search.on_disk import OnDisk
 from shielded.shields.search.product import cheapest, rounded, rounded_to_steps
 from shielded.shields.search.queries import Queries
@@ -41,7 +42,7 @@ def load(
     float32, bfloat16, which takes half the memory, or int8, which takes a quarter; None is int8 on
     a CPU, bfloat16 elsewhere.
     """
-    basis, name = basis_of(store)
+    basis, name = basis_of(store, radius)
     dtype = cheapest(device) if dtype is None else dtype
     covered = store.parts() if parts is None else parts
     count = sum(len(part.rows) for part in covered)
@@ -86,8 +87,11 @@ class Points:
         return self._address[row].numpy().astype(np.uint64)
 
 
-def basis_of(store: ProtectedSet) -> tuple[Basis, str]:
-    """The basis kept beside the set, or a new one; and the name that its sketches have."""
+def basis_of(store: ProtectedSet, radius: float) -> tuple[Basis, str]:
+    """The basis kept beside the set, or a new one; and the name that its sketches have.
+
+    A new one is for the radius of the set, or if that has none for this one.
+    """
     parts = store.parts()
     count = sum(len(part.rows) for part in parts)
     kept = store.kept("basis")
@@ -96,8 +100,10 @@ def basis_of(store: ProtectedSet) -> tuple[Basis, str]:
         basis = _basis(kept[0], "axes", "spread")
     else:
         sample = _sample(store, parts, count)
-        basis = Basis.fit(sample, store.radius)
-        finer = basis.finer(sample, store.radius, count)
+        r = store.radius or radius or None
+        held = small(count, store.dim * np.dtype(store.dtype).itemsize)
+        basis = Basis.fit(sample, r, held)
+        finer = None if held else basis.finer(sample, r, count)
         tensors = {"mean": basis.mean, "axes": basis.axes.contiguous(), "spread": basis.spread}
         if finer is not None:
             tensors["finer"], tensors["finer_spread"] = finer.axes.contiguous(), finer.spread

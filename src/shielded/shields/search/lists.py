@@ -90,11 +90,14 @@ class Lists:
     def _shortest(self, a: Tensor, need: float) -> List:
         return next(self.valid(a, need), (self._lists[0], inf))[0]
 
-    def near(self, a: Tensor, blur: float, reach: float) -> tuple[Tensor, Tensor]:
+    def near(
+        self, a: Tensor, blur: float, reach: float, foresee: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
         """Rows (M,), ascending, of all references within radius + reach, and of a few others.
 
-        And rows (L,) of those that may well be so at the next call. Where this would take many
-        margins, shorter lists are made from those of calls before, as far as they pay.
+        And rows (L,) of those that may well be so at the next call, if these are asked for. Where
+        this would take many margins, shorter lists are made from those of calls before, as far as
+        they pay.
         """
         self._last, need = None, reach + 2 * blur  # what is let go needs no memory
         near = self._shortest(a, need)
@@ -104,6 +107,8 @@ class Lists:
             margin = self._margins(near, a, blur)
         self._last = near, margin, a, blur
         soon = SOON * self._tracks.add(a)
+        if not foresee:
+            return near.rows(~(margin > reach)), None
         few = (~(margin > reach + soon)).nonzero()[:, 0]
         row, out = near.row.index_select(0, few).long(), margin.index_select(0, few) > reach
         return row[~out], row[out]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The points that a search fetched last."""
+"""The points that a search fetched last, or all, once many of a small set were asked for."""
 
 from __future__ import annotations
 
@@ -10,17 +10,25 @@ from torch import Tensor
 
 from shielded.distances import Rough
 
-__all__ = ["Memory"]
+__all__ = ["Memory", "small"]
 
 SOME, HOT = 1 << 21, 1 << 26  # bytes of points: at first; at most
 REGRET = 1 / 8  # of what is kept, that is asked for again once it was let go: more is kept then
+WHOLE = 96 << 20  # bytes: a set of no more is read as a whole, and stays
+MANY = 1 / 32  # of its points, that were asked for before: one generation or two
+PAGE = 4096  # points that are squared at once
 NEVER, LET_GO, TOLD = -1, -2, -3  # no place: not here yet; not any more; not yet, but announced
 BESIDE = 12  # bytes beside a point: its row and its square
 EXPECTED = 256  # points are announced at once: of more it is not known which
 
 
+def small(count: int, size: int) -> bool:
+    """Whether a set of so many points, of `size` bytes each, stays in memory once it is used."""
+    return count * (size + BESIDE) <= WHOLE
+
+
 class Memory:
-    """The points of a set (N, D) that were fetched last."""
+    """The points of a set (N, D) that were fetched last; of a small one, in time, all."""
 
     def __init__(
         self,
@@ -35,15 +43,21 @@ class Memory:
         self._none = like.new_zeros((0, len(like)), dtype=torch.float32)
         self._z, self._square = self._none, self._none[:, 0]  # (P, D), and their squared norms
         self._new, self._again = 0, 0  # how many points came in; of these, how many once more
+        self.whole = False  # whether all are here, in order
 
     def points(self, row: Tensor) -> Rough:
         """The points (M, D) of rows; those that are not here are fetched, as float32 holds them."""
         if not len(row):
             return Rough(self._none, self._none[:, 0])
+        if self.whole:
+            return self._at(row)
         place = self._place.index_select(0, row).long()
         missing = (place < 0).nonzero()[:, 0]
         if not len(missing):
             return self._at(place)
+        if self._worth_all():
+            self._read_all()
+            return self._at(row)
         new = row.index_select(0, missing)
         fresh = self.fetch(new.cpu()).to(row.device)
         found = Rough.of(fresh)
@@ -64,7 +78,7 @@ class Memory:
 
     def expect(self, row: Tensor) -> None:
         """Let those of rows (M,) that were never here be read: they may be asked for next."""
-        if self._announce is None or not len(row):
+        if self._announce is None or self.whole or not len(row):
             return
         row = row[self._place.index_select(0, row) == NEVER]
         if 0 < len(row) <= EXPECTED:
@@ -74,6 +88,18 @@ class Memory:
     def here(self, row: Tensor) -> Tensor:
         """(M,) bool: which of the rows are in memory; the others would have to be fetched."""
         return self._place.index_select(0, row) >= 0
+
+    def _worth_all(self) -> bool:
+        """Whether so much of a set that is small enough was asked for that all of it should be."""
+        count = len(self._place)
+        return self._new > MANY * count and small(count, self._z[0].nbytes)
+
+    def _read_all(self) -> None:
+        device = self._place.device
+        z = self.fetch(torch.arange(len(self._place))).to(device)
+        self._square = torch.cat([Rough.of(some).squares for some in z.split(PAGE)])
+        self._z, self._row = z, torch.arange(len(z), device=device)
+        self._place, self.whole = self._row.int(), True
 
     def _keep(self, row: Tensor, z: Tensor, square: Tensor) -> None:
         """Put points where the oldest are."""

@@ -54,7 +54,7 @@ class RayScreen:
 
     def _ask(self, method: str, x: Tensor, radius: float) -> list[Answer]:
         """What each shard answers; no shard for an empty set."""
-        piles = self._piles()
+        piles = self._piles(radius)
         if not piles:
             return []
         ray = cluster.started()
@@ -69,12 +69,12 @@ class RayScreen:
             self._actors.clear()  # what is asked next starts anew
             raise
 
-    def _piles(self) -> int:
+    def _piles(self, radius: float) -> int:
         """How many shards this version of the set needs; it is made ready for them."""
         if self._ready is None or self._ready[0] != self.store.version:
             piles = min(self.shards, len(self.store.parts()))
             if piles:
-                basis_of(self.store)  # once, beside the set: else every shard would make its own
+                basis_of(self.store, radius)  # once, beside the set, not by every shard
             self._ready = self.store.version, piles
         return self._ready[1]
 

@@ -100,14 +100,15 @@ class Screen:
         if but is not None:
             return self._aside(x, reach, but)
         self._last = None  # until this call has ended
-        row, soon = self._lists.near(*self.queries(x), reach)
+        row, soon = self._lists.near(*self.queries(x), reach, foresee=not self._memory.whole)
         known = len(row) > KNOWN
         if known:
             self._gaps.come(x)
         found = self._measured(x, row, reach, known)
         if len(found.row):  # who finds nothing is moved nowhere
             self._last = _Last(x.clone(), found.row, reach, known)
-        self._memory.expect(soon)  # after what is needed now
+        if soon is not None:
+            self._memory.expect(soon)  # after what is needed now
         return found
 
     def _aside(self, x: Tensor, reach: float, but: Tensor) -> Found:
