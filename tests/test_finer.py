@@ -15,7 +15,7 @@ from shielded.shields.store import ProtectedSet
 
 @pytest.fixture(autouse=True)
 def _no_set_is_small(monkeypatch):
-    """Of one that stays in memory nothing is fetched: it has no finer sketches."""
+    """What is fetched is counted here: of a set that stays in memory that would be little."""
     monkeypatch.setattr("shielded.shields.search.memory.WHOLE", 0)
 
 

@@ -419,11 +419,13 @@ def test_all_within_a_limit_of_its_own_are_found(seed, kind, dtype, size):
     st.sampled_from(DTYPES),
     st.floats(0.05, 0.6),
     st.booleans(),
+    st.booleans(),
 )
-def test_nothing_is_missed_along_a_trajectory(seed, kind, dtype, r, known):
+def test_nothing_is_missed_along_a_trajectory(seed, kind, dtype, r, known, small):
     """Lists of lists on trial: large steps, small steps, none, jumps, another batch.
 
-    What is `known` of distances is asked either always or, for there are so few, never.
+    What is `known` of distances is asked either always or, for there are so few, never. A `small`
+    set stays in memory, once so much of it was asked for.
     """
     generator = torch.Generator().manual_seed(seed)
     z, r, one, x, goal = four_on_their_way(kind, dtype, r, generator)
@@ -431,6 +433,7 @@ def test_nothing_is_missed_along_a_trajectory(seed, kind, dtype, r, known):
         patch.setattr("shielded.shields.search.lists.SHORTEST", 16)
         patch.setattr("shielded.shields.search.screen.KNOWN", -1 if known else 10**6)
         patch.setattr("shielded.shields.search.screen.NUMBERS", 32 * (3 if known else 10**6))
+        patch.setattr("shielded.shields.search.memory.WHOLE", 1 << 20 if small else 0)
         for step in range(30):
             x = x + (goal - x) / (30 - step) * 2 * torch.rand(len(x), 1, generator=generator)
             if step == 17:
@@ -457,11 +460,13 @@ def test_nothing_is_missed_along_a_trajectory(seed, kind, dtype, r, known):
     st.sampled_from(DTYPES),
     st.floats(0.05, 0.6),
     st.sampled_from([-1, 6, 10**6]),
+    st.booleans(),
 )
-def test_nothing_is_missed_aside_of_a_trajectory(seed, kind, dtype, r, known):
+def test_nothing_is_missed_aside_of_a_trajectory(seed, kind, dtype, r, known, small):
     """Where images were moved to: some of them, a little or far; then they go on, from before.
 
-    So many as are `known` are not asked about; who is moved knows all that was found, or less.
+    So many as are `known` are not asked about; who is moved knows all that was found, or less. A
+    `small` set stays in memory.
     """
     generator = torch.Generator().manual_seed(seed)
     z, r, one, x, goal = four_on_their_way(kind, dtype, r, generator)
@@ -469,6 +474,7 @@ def test_nothing_is_missed_aside_of_a_trajectory(seed, kind, dtype, r, known):
         patch.setattr("shielded.shields.search.lists.SHORTEST", 16)
         patch.setattr("shielded.shields.search.screen.KNOWN", known)
         patch.setattr("shielded.shields.search.screen.ASIDE", known)
+        patch.setattr("shielded.shields.search.memory.WHOLE", 1 << 20 if small else 0)
         for step in range(25):
             pace = 0.02 if step % 8 else 0.2  # mostly slow: then lists are short
             x = x + (goal - x) * pace * torch.rand(4, 1, generator=generator)
@@ -766,6 +772,15 @@ def test_the_width_follows_the_data():
     assert Basis.fit(flat).width <= Basis.fit(full).width
     assert Basis.fit(full[:, :2]).width == 3
     assert math.isfinite(Basis.fit(torch.zeros(9, 5))(torch.ones(1, 5)).sum())
+
+
+def test_what_is_in_memory_needs_no_sketches_as_sharp_as_what_has_to_be_fetched():
+    """And for a small radius not as sharp ones as for a large."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1000, 784, generator=generator) * torch.arange(1, 785) ** -0.8
+    r = float(torch.quantile(torch.pdist(x), 3e-4))
+    assert Basis.fit(x, r, held=True).width < Basis.fit(x, r).width
+    assert Basis.fit(x, r / 4, held=True).width < Basis.fit(x, r, held=True).width
 
 
 def test_what_overflows_float32_is_still_found():

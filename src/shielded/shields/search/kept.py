@@ -101,9 +101,8 @@ def basis_of(store: ProtectedSet, radius: float) -> tuple[Basis, str]:
     else:
         sample = _sample(store, parts, count)
         r = store.radius or radius or None
-        held = small(count, store.dim * np.dtype(store.dtype).itemsize)
-        basis = Basis.fit(sample, r, held)
-        finer = None if held else basis.finer(sample, r, count)
+        basis = Basis.fit(sample, r, small(count, store.dim * np.dtype(store.dtype).itemsize))
+        finer = basis.finer(sample, r, count)
         tensors = {"mean": basis.mean, "axes": basis.axes.contiguous(), "spread": basis.spread}
         if finer is not None:
             tensors["finer"], tensors["finer_spread"] = finer.axes.contiguous(), finer.spread
