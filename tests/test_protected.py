@@ -127,6 +127,21 @@ def test_sketches_are_made_once_and_follow_the_set(store, monkeypatch):
     assert len(read) == 4
 
 
+def test_sketches_for_a_small_radius_are_made_anew_for_a_large_one(tmp_path):
+    """Once: those for a large one serve a small one, too, and those of before are as sharp."""
+    z = torch.randn(1000, 784, generator=torch.Generator().manual_seed(0))
+    z *= torch.arange(1, 785) ** -0.8
+    r = float(torch.quantile(torch.pdist(z), 3e-4))
+    store = ProtectedSet.create(tmp_path / "set", (784,))
+    store.add(z)
+    small = load(store, r / 8)[0].sketch.core.shape[1]
+    assert load(store, r / 5)[0].sketch.core.shape[1] == small
+    large = load(store, r)[0].sketch.core.shape[1]
+    assert large > small
+    assert load(store, r / 8)[0].sketch.core.shape[1] == large
+    assert load(store, 0.0)[0].sketch.core.shape[1] == large
+
+
 def test_smaller_sketches_lose_nothing(store):
     x = near(latents(300)).flatten(1).double()
     fine, _ = load(store, 6.0, dtype=torch.float32)

@@ -26,6 +26,7 @@ SAMPLE = 4096  # latents that a basis is fitted on
 PAGE = 1024  # latents that are sketched at once
 FORM = "2"  # of what is kept; another is not read
 GROWTH = 4  # a set this many times larger than when its basis was chosen gets another
+WIDER = 2  # and so does one that is searched with a radius so many times as large
 
 
 def load(
@@ -92,22 +93,29 @@ def basis_of(store: ProtectedSet, radius: float) -> tuple[Basis, str]:
 
     A new one is for the radius of the set, or if that has none for this one.
     """
+    r = store.radius or radius or None
     parts = store.parts()
     count = sum(len(part.rows) for part in parts)
     kept = store.kept("basis")
-    enough = kept is not None and count <= GROWTH * max(int(kept[1]["count"]), SAMPLE)
-    if kept is not None and enough and kept[1].get("form") == FORM:
+    if kept is not None and _serves(kept[1], count, r or 0.0):
         basis = _basis(kept[0], "axes", "spread")
     else:
         sample = _sample(store, parts, count)
-        r = store.radius or radius or None
         basis = Basis.fit(sample, r, small(count, store.dim * np.dtype(store.dtype).itemsize))
         finer = basis.finer(sample, r, count)
         tensors = {"mean": basis.mean, "axes": basis.axes.contiguous(), "spread": basis.spread}
         if finer is not None:
             tensors["finer"], tensors["finer_spread"] = finer.axes.contiguous(), finer.spread
-        store.keep("basis", tensors, {"count": str(count), "form": FORM})
+        about = {"count": str(count), "form": FORM, "radius": str(r or "inf")}
+        store.keep("basis", tensors, about)
     return basis, _name(basis)
+
+
+def _serves(about: Mapping[str, str], count: int, radius: float) -> bool:
+    """Whether a basis that is kept is still a good choice for so many images and this radius."""
+    grown = count > GROWTH * max(int(about["count"]), SAMPLE)
+    wider = radius > WIDER * float(about.get("radius", "inf"))
+    return about.get("form") == FORM and not (grown or wider)
 
 
 def _basis(kept: Mapping[str, Tensor], axes: str, spread: str) -> Basis:
